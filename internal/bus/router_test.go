@@ -1,0 +1,199 @@
+package bus_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"postbus/internal/broker/postgres"
+	"postbus/internal/bus"
+	"postbus/internal/domain"
+	"postbus/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// running is a router on a real log.
+type running struct {
+	log   *postgres.Log
+	codec *bus.Codec
+	send  func(*testing.T, context.Context, ...domain.Event)
+	logs  *lockedBuffer
+}
+
+func start(t *testing.T, consumers ...*bus.Consumer) running {
+	t.Helper()
+	pool := pgtest.New(t, postgres.Migrations(postgres.DefaultSchema))
+	catalogue, err := bus.NewCatalogue(bus.Define[planted](1), bus.Define[felled](1))
+	must(t, err)
+	logs := &lockedBuffer{}
+	logger := slog.New(slog.NewTextHandler(logs, nil))
+	log, err := postgres.Open(pool, postgres.Config{RetryMin: 5 * time.Millisecond}, logger)
+	must(t, err)
+	var subscriptions []postgres.Subscription
+	for _, c := range consumers {
+		subscriptions = append(subscriptions, postgres.Subscription{Consumer: c.Name(), Topic: c.Topic()})
+	}
+	must(t, log.Provision(t.Context(), catalogue.Topics(), subscriptions))
+	codec := bus.NewCodec(catalogue, "/test")
+	router, err := bus.NewRouter(codec, log, logger, watermill.NopLogger{})
+	must(t, err)
+	must(t, router.Add(consumers...))
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- router.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		must(t, <-ended)
+	})
+	send := func(t *testing.T, ctx context.Context, events ...domain.Event) {
+		t.Helper()
+		encoded, err := codec.EncodeAll(ctx, events)
+		must(t, err)
+		batch := &pgx.Batch{}
+		for _, e := range encoded {
+			must(t, log.Append(batch, e.Topic, e.Messages...))
+		}
+		must(t, pool.SendBatch(ctx, batch).Close())
+		log.Wake(catalogue.Topics()...)
+	}
+	return running{log: log, codec: codec, send: send, logs: logs}
+}
+
+func consumer(t *testing.T, name string) *bus.Consumer {
+	t.Helper()
+	c, err := bus.NewConsumer(name)
+	must(t, err)
+	return c
+}
+
+// TestConsumersGetTheirTypes: typed handlers, by value, each consumer on its own; other types of the topic are passed over.
+func TestConsumersGetTheirTypes(t *testing.T) {
+	t.Parallel()
+	got := make(chan string, 10)
+	both, one := consumer(t, "forester"), consumer(t, "sawmill")
+	must(t, bus.Handle(both, func(_ context.Context, e planted) error { got <- "forester " + e.ID; return nil }))
+	must(t, bus.Handle(both, func(_ context.Context, e felled) error { got <- "forester felled " + e.ID; return nil }))
+	must(t, bus.Handle(one, func(_ context.Context, e felled) error { got <- "sawmill " + e.ID; return nil }))
+	start(t, both, one).send(t, t.Context(), planted{"oak"}, felled{ID: "oak"})
+	if all := collect(t, got, 3); !slices.Equal(all, []string{"forester felled oak", "forester oak", "sawmill oak"}) {
+		t.Errorf("got %q", all)
+	}
+}
+
+// TestHandlerSeesItsCause: the event's id, and the correlation that began with the first event.
+func TestHandlerSeesItsCause(t *testing.T) {
+	t.Parallel()
+	causes := make(chan domain.Cause, 1)
+	c := consumer(t, "forester")
+	must(t, bus.Handle(c, func(ctx context.Context, _ planted) error { causes <- domain.CauseOf(ctx); return nil }))
+	r := start(t, c)
+	r.send(t, domain.WithCause(t.Context(), domain.Cause{Correlation: "request-1"}), planted{"oak"})
+	select {
+	case cause := <-causes:
+		if cause.EventID == uuid.Nil || cause.Correlation != "request-1" {
+			t.Errorf("the cause is %+v", cause)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("no delivery")
+	}
+}
+
+// TestErrorAndPanicBringTheEventAgain: until the handler succeeds; a panic is logged with its stack.
+func TestErrorAndPanicBringTheEventAgain(t *testing.T) {
+	t.Parallel()
+	got := make(chan string, 1)
+	attempts := 0
+	c := consumer(t, "forester")
+	must(t, bus.Handle(c, func(_ context.Context, e planted) error {
+		switch attempts++; attempts {
+		case 1:
+			return errors.New("the ground is frozen")
+		case 2:
+			panic("and hard")
+		default:
+			got <- e.ID
+			return nil
+		}
+	}))
+	r := start(t, c)
+	r.send(t, t.Context(), planted{"oak"})
+	collect(t, got, 1)
+	if logs := r.logs.String(); !strings.Contains(logs, "handler panicked") || !strings.Contains(logs, "router_test.go") {
+		t.Errorf("the panic was not logged with its stack: %s", logs)
+	}
+}
+
+func TestRouterRefuses(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"", "Forester", "forester_1", "-a", "a-", "a--b", strings.Repeat("a", 61)} {
+		if _, err := bus.NewConsumer(name); !errors.Is(err, bus.ErrEventShape) {
+			t.Errorf("consumer %q: %v", name, err)
+		}
+	}
+	c := consumer(t, "forester")
+	must(t, bus.Handle(c, func(context.Context, planted) error { return nil }))
+	if err := bus.Handle(c, func(context.Context, planted) error { return nil }); !errors.Is(err, bus.ErrDuplicate) {
+		t.Errorf("a second handler of a type: %v", err)
+	}
+	if err := bus.Handle(c, func(context.Context, rustled) error { return nil }); !errors.Is(err, bus.ErrEventShape) {
+		t.Errorf("a type of another topic: %v", err)
+	}
+	empty, err := bus.NewCatalogue()
+	must(t, err)
+	router, err := bus.NewRouter(bus.NewCodec(empty, "/test"), nil, slog.New(slog.DiscardHandler), watermill.NopLogger{})
+	must(t, err)
+	if err := router.Add(c); !errors.Is(err, bus.ErrUnknownType) {
+		t.Errorf("a type that is not in the catalogue: %v", err)
+	}
+	if err := router.Add(consumer(t, "idler")); err == nil {
+		t.Error("a consumer without handlers was added")
+	}
+}
+
+type rustled struct{}
+
+func (rustled) EventType() string { return "leaf.rustled" }
+
+func collect(t *testing.T, got <-chan string, n int) []string {
+	t.Helper()
+	var all []string
+	for range n {
+		select {
+		case s := <-got:
+			all = append(all, s)
+		case <-time.After(20 * time.Second):
+			t.Fatalf("only %q arrived", all)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
