@@ -1,0 +1,18 @@
+package postgres
+
+import "errors"
+
+var (
+	// ErrTopicName is returned for a topic whose name does not match ^[a-z][a-z0-9_]{0,39}$.
+	ErrTopicName = errors.New("topic name is not allowed")
+	// ErrTopicChanged is returned when a consumer's name is known with another topic. A consumer's name is a durable
+	// identity; one that reads another topic needs another name.
+	ErrTopicChanged = errors.New("consumer is known with another topic")
+	// ErrUnknownConsumer is returned for a consumer that was never provisioned.
+	ErrUnknownConsumer = errors.New("consumer is not known")
+	// ErrClosed is returned by a subscriber that was closed.
+	ErrClosed = errors.New("subscriber is closed")
+
+	// errLeaseLost ends a process's work for a consumer that another process owns by now.
+	errLeaseLost = errors.New("lease was lost")
+)

@@ -1,0 +1,115 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// keeper holds the shares of a subscriber: it renews their leases and evens them out among those who are there.
+type keeper struct {
+	*Subscriber
+	topic    string
+	delivery *delivery
+	term     *term
+	reading  context.Context //nolint:containedctx // ends when no more is to be claimed
+	handling context.Context //nolint:containedctx // what the shares' handlers live under
+}
+
+// run keeps shares until ctx ends. It returns an error when no renewal got through for as long as the lease: from then
+// on this process may not be the only one at work.
+func (k *keeper) run(ctx context.Context) error {
+	tick := time.NewTicker(k.log.config.Lease / 4)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		err := k.balance(ctx)
+		if err == nil && k.delivery.idle(k.log.config.Rest) {
+			err = k.rest(ctx)
+		}
+		if err != nil && ctx.Err() == nil && !k.term.valid() {
+			k.reportLost(k.delivery.lose(k.delivery.numbers()...))
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// balance renews the leases, and claims or gives up shares until this process has its fair part.
+func (k *keeper) balance(ctx context.Context) error {
+	attempt, cancel := context.WithTimeout(ctx, k.log.config.Lease/4)
+	defer cancel()
+	asked := time.Now()
+	before := k.delivery.numbers()
+	held, others, err := k.log.renew(attempt, k.consumer, k.owner, before)
+	if err != nil {
+		return err
+	}
+	k.term.extend(asked)
+	k.reportLost(k.delivery.lose(slices.DeleteFunc(before, func(n int16) bool { return slices.Contains(held, n) })...))
+	fair := (shareCount + others) / (others + 1)
+	switch mine := k.delivery.held(); {
+	case k.reading.Err() != nil: // about to stop
+	case mine > fair:
+		k.delivery.giveUp(mine - fair)
+	case mine < fair:
+		claimed, err := k.log.claim(attempt, k.consumer, k.owner, fair-mine)
+		if err != nil {
+			return err
+		}
+		k.delivery.join(k.handling, claimed)
+	}
+	return nil
+}
+
+// rest gives up all shares and waits for an event. An idle process writes nothing, and so takes no transaction ids.
+func (k *keeper) rest(ctx context.Context) error {
+	woken := k.log.wakeup.next(k.topic) // before the look below
+	k.delivery.giveUp(shareCount)
+	for len(k.delivery.numbers()) > 0 {
+		select {
+		case <-k.delivery.emptied:
+		case <-ctx.Done():
+			return nil
+		case <-time.After(k.log.config.Lease / 4):
+			return nil // something is still out, or the database does not answer
+		}
+	}
+	if err := k.log.leave(ctx, k.consumer, k.owner); err != nil {
+		return err
+	}
+	status, _, err := k.log.status(ctx, k.log.pool, Subscription{Consumer: k.consumer, Topic: k.topic}, 1)
+	if err != nil {
+		return err
+	}
+	if status.Waiting == 0 {
+		select {
+		case <-woken:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return k.balance(ctx)
+}
+
+// term is how long this process may take its leases to hold. Its clock is behind the database's view of them: the time
+// runs from before each renewal was asked for. A process that was paused finds out here.
+type term struct {
+	lease time.Duration
+	begun time.Time
+	until atomic.Int64 // nanoseconds after begun
+}
+
+func newTerm(lease time.Duration) *term {
+	t := &term{lease: lease, begun: time.Now()}
+	t.extend(t.begun)
+	return t
+}
+
+func (t *term) valid() bool { return time.Since(t.begun) < time.Duration(t.until.Load()) }
+
+func (t *term) extend(asked time.Time) { t.until.Store(int64(asked.Sub(t.begun) + t.lease)) }

@@ -1,0 +1,156 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Spot is a place in a topic as a person would name it. The zero value is now: after everything that has committed.
+type Spot struct {
+	kind     spotKind
+	time     time.Time
+	position int64
+}
+
+type spotKind int
+
+const (
+	spotNow spotKind = iota
+	spotBeginning
+	spotTime
+	spotPosition
+)
+
+// Beginning is before the oldest event that the topic still has.
+func Beginning() Spot { return Spot{kind: spotBeginning} }
+
+// At is before the first event that was recorded at t or later, by the database's clock.
+func At(t time.Time) Spot { return Spot{kind: spotTime, time: t} }
+
+// After is after the event at that position. An event that has a lower position and commits later is still read.
+func After(position int64) Spot { return Spot{kind: spotPosition, position: position} }
+
+// place finds the spot in the topic, in one statement and so by one snapshot. It has no fence yet: the transaction that
+// stores it may have its id from before the snapshot.
+func (l *Log) place(ctx context.Context, tx pgx.Tx, topic string, s Spot) (p place, err error) {
+	newest := `(SELECT coalesce(max(position), 0) FROM ` + l.topicTable(topic) + `)`
+	var query string
+	var args []any
+	switch s.kind {
+	case spotNow:
+		query = `SELECT pg_current_snapshot()::text, ` + newest + `, '', 0::bigint`
+	case spotBeginning:
+		query = `SELECT ` + snapshotOfNothing + `, 0::bigint, '', 0::bigint`
+	case spotTime:
+		query = `SELECT ` + snapshotOfNothing + `, 0::bigint, pg_current_snapshot()::text, coalesce(
+			(SELECT min(position) - 1 FROM ` + l.topicTable(topic) + ` WHERE recorded_at >= $1), ` + newest + `)`
+		args = []any{s.time}
+	case spotPosition:
+		query = `SELECT ` + snapshotOfNothing + `, 0::bigint, pg_current_snapshot()::text, least($1::bigint, ` + newest + `)`
+		args = []any{s.position}
+	}
+	p.fence = unboundedFence
+	err = tx.QueryRow(ctx, query, args...).Scan(&p.snapshot, &p.floor, &p.windowEnd, &p.position)
+	if err != nil {
+		return place{}, fmt.Errorf("find the place in topic %s: %w", topic, err)
+	}
+	return p, nil
+}
+
+// Movement is what moving a consumer does, or would do: how many events wait for it before and after.
+type Movement struct{ Before, After Status }
+
+// errDryRun rolls a movement back that was only tried.
+var errDryRun = errors.New("dry run")
+
+// Move puts a consumer at a spot in its topic. With dryRun it only tells what that would do. Processes that work for it
+// lose their shares, let go of what they are handling, and go on from the new place; what they were handling at that
+// moment may have its effect beside. It returns ErrUnknownConsumer.
+func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m Movement, err error) {
+	err = l.change(ctx, func(tx pgx.Tx) error {
+		var known bool
+		if m.Before, known, err = l.status(ctx, tx, s, waitingMax); err != nil {
+			return err
+		}
+		if !known {
+			return fmt.Errorf("%w: %s", ErrUnknownConsumer, s.Consumer)
+		}
+		p, err := l.place(ctx, tx, s.Topic, to)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumer_shares")+`
+			SET snapshot = $2::text::pg_snapshot, floor = $3, fence = $6::text::xid8, window_end = $4::text::pg_snapshot,
+				position = $5, ahead = '{}', epoch = epoch + 1, owner = NULL, lease_until = NULL, moved_at = clock_timestamp()
+			WHERE consumer = $1`, s.Consumer, p.snapshot, p.floor, nullable(p.windowEnd), p.position, p.fence); err != nil {
+			return err
+		}
+		if m.After, _, err = l.status(ctx, tx, s, waitingMax); err != nil || !dryRun {
+			return err
+		}
+		return errDryRun
+	})
+	if err != nil && !errors.Is(err, errDryRun) {
+		return Movement{}, fmt.Errorf("move consumer %s: %w", s.Consumer, err)
+	}
+	if !dryRun {
+		l.Wake(s.Topic)
+	}
+	return m, nil
+}
+
+// Rename gives the place of a consumer to another name: that of the same consumer in a newer program. If the new name has a
+// place already, as it does once the newer program was started, that place is dropped. It returns ErrUnknownConsumer.
+func (l *Log) Rename(ctx context.Context, from, to string) error {
+	err := l.change(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` AS new USING `+l.table("consumers")+` AS old
+			WHERE new.consumer = $2 AND old.consumer = $1 AND new.topic = old.topic`, from, to); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET consumer = $2 WHERE consumer = $1`, from, to)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return fmt.Errorf("%w: %s", ErrUnknownConsumer, from)
+		}
+		// Whoever works for either name lets go.
+		_, err = tx.Exec(ctx, `UPDATE `+l.table("consumer_shares")+`
+			SET epoch = epoch + 1, owner = NULL, lease_until = NULL WHERE consumer = $1`, to)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("rename consumer %s: %w", from, err)
+	}
+	return nil
+}
+
+// tellRenamed warns of consumers that are new while others of the topic are known that this program does not have: a
+// consumer that was renamed in the program starts anew, and its old place stays behind.
+func (l *Log) tellRenamed(ctx context.Context, tx pgx.Tx, fresh []Subscription, all []Subscription) error {
+	names := make([]string, len(all))
+	for i, s := range all {
+		names[i] = s.Consumer
+	}
+	for _, s := range fresh {
+		rows, err := tx.Query(ctx, `SELECT consumer FROM `+l.table("consumers")+`
+			WHERE topic = $1 AND consumer <> ALL ($2) ORDER BY consumer`, s.Topic, names)
+		if err != nil {
+			return err
+		}
+		others, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		if len(others) > 0 {
+			l.logger.Warn("consumer is new, and others are known that this program does not have; if it was renamed, "+
+				"give it the old place with --rename", slog.String("consumer", s.Consumer), slog.Any("consumers", others))
+		}
+	}
+	return nil
+}

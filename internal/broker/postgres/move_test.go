@@ -1,0 +1,140 @@
+package postgres
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// TestStartOfANewConsumer: now, from the beginning, from a time, after a position.
+func TestStartOfANewConsumer(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{})
+	publish(t, l, event("k", 1), event("k", 2))
+	var between time.Time
+	if err := l.pool.QueryRow(t.Context(), `select clock_timestamp()`).Scan(&between); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, l, event("k", 3))
+	cases := map[string]struct {
+		start Spot
+		want  []int
+	}{
+		"now":        {Spot{}, []int{4}},
+		"beginning":  {Beginning(), []int{1, 2, 3, 4}},
+		"time":       {At(between), []int{3, 4}},
+		"early-time": {At(between.Add(-time.Hour)), []int{1, 2, 3, 4}},
+		"late-time":  {At(between.Add(time.Hour)), []int{4}},
+		"position":   {After(1), []int{2, 3, 4}},
+		"far-ahead":  {After(1000), []int{4}},
+	}
+	for name, c := range cases {
+		s := Subscription{Consumer: name, Topic: "user", Start: c.start}
+		if err := l.Provision(t.Context(), []string{"user"}, []Subscription{s}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(t, l, event("k", 4))
+	for name, c := range cases {
+		expect(t, l, name, c.want)
+	}
+}
+
+// expect reads a consumer to its end.
+func expect(t *testing.T, l *Log, consumer string, numbers []int) {
+	t.Helper()
+	var want []string
+	for _, n := range numbers {
+		want = append(want, fmt.Sprintf(`{"key":"k","n":%d}`, n))
+	}
+	s := subscriber(t, l, consumer)
+	in := listen(t.Context(), t, s, nil)
+	if got := in.await(t, len(want)); !slices.Equal(got, want) {
+		t.Errorf("%s got %q, want %q", consumer, got, want)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMove takes a consumer that is at work back and forth; the dry run tells what would be and changes nothing.
+func TestMove(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{Lease: time.Second}, "reader")
+	reader := Subscription{Consumer: "reader", Topic: "user"}
+	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
+	publish(t, l, event("k", 1), event("k", 2), event("k", 3))
+	in.await(t, 3)
+	passed := func() bool {
+		status, _, err := l.Status(t.Context(), reader)
+		return err == nil && status.Waiting == 0
+	}
+	eventually(t, "the place is stored", passed)
+	m, err := l.Move(t.Context(), reader, Beginning(), true)
+	if err != nil || m.After.Waiting != 3 {
+		t.Fatalf("dry run: %+v, %v", m, err)
+	}
+	if !passed() {
+		t.Error("the dry run moved it")
+	}
+	if _, err := l.Move(t.Context(), reader, After(1), false); err != nil {
+		t.Fatal(err)
+	}
+	got := in.await(t, 5)
+	if want := []string{`{"key":"k","n":2}`, `{"key":"k","n":3}`}; !slices.Equal(got[3:], want) {
+		t.Errorf("after the move came %q", got[3:])
+	}
+	if _, err := l.Move(t.Context(), Subscription{Consumer: "stranger", Topic: "user"}, Beginning(), false); !errors.Is(err, ErrUnknownConsumer) {
+		t.Errorf("a stranger: %v", err)
+	}
+}
+
+// TestMoveToNowSkipsABacklog, also one that a message holds up.
+func TestMoveToNowSkipsABacklog(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{Lease: time.Second, RetryMin: time.Hour, RetryMax: time.Hour}, "reader")
+	in := listen(t.Context(), t, subscriber(t, l, "reader"), func(m *message.Message) bool {
+		return m.Metadata.Get(keyAttribute) != "bad"
+	})
+	publish(t, l, event("bad", 1), event("bad", 2), event("k", 1))
+	in.await(t, 1)
+	m, err := l.Move(t.Context(), Subscription{Consumer: "reader", Topic: "user"}, Spot{}, false)
+	if err != nil || m.Before.Waiting < 2 || m.After.Waiting != 0 {
+		t.Fatalf("moved %+v, %v", m, err)
+	}
+	publish(t, l, event("k", 2))
+	if got := in.await(t, 2); len(got) != 2 || got[1] != `{"key":"k","n":2}` {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestRenamedConsumerIsSeenAndSaid, and with Rename it goes on where it was.
+func TestRenamedConsumerIsSeenAndSaid(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "greeting")
+	publish(t, l, event("k", 1))
+	logs := &lines{}
+	l.logger = slog.New(slog.NewTextHandler(logs, nil))
+	welcome := Subscription{Consumer: "welcome", Topic: "user"}
+	for range 2 {
+		if err := l.Provision(t.Context(), []string{"user"}, []Subscription{welcome}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text := logs.text(); strings.Count(text, "--rename") != 1 || !strings.Contains(text, "greeting") {
+		t.Errorf("it said %q", text)
+	}
+	if err := l.Rename(t.Context(), "greeting", "welcome"); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, l, "welcome", []int{1})
+	if err := l.Rename(t.Context(), "greeting", "welcome"); !errors.Is(err, ErrUnknownConsumer) {
+		t.Errorf("renamed twice: %v", err)
+	}
+}

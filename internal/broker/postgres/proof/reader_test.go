@@ -1,0 +1,154 @@
+package proof_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/broker/postgres"
+)
+
+const (
+	// readerVariable makes the test binary a reader process; it holds a readerConfig.
+	readerVariable = "PROOF_READER"
+	readerName     = "proof reader" // of its sessions
+	topic          = "user"
+
+	lease = 1500 * time.Millisecond
+	// refusalsEvery is how rarely a reader refuses a message once, where it does so at all.
+	refusalsEvery = 40
+)
+
+type readerConfig struct {
+	URL, Consumer, Records string
+	Refuses                bool
+}
+
+// readerMain is the main function of a reader process: it handles messages, and writes down what it handles, until
+// SIGTERM or the end of its standard input, which is the end of the test.
+func readerMain() error {
+	var config readerConfig
+	if err := json.Unmarshal([]byte(os.Getenv(readerVariable)), &config); err != nil {
+		return err
+	}
+	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	records, err := os.OpenFile(config.Records, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	poolConfig, err := pgxpool.ParseConfig(config.URL)
+	if err != nil {
+		return err
+	}
+	poolConfig.MaxConns = 6
+	poolConfig.ConnConfig.RuntimeParams["application_name"] = readerName
+	pool, err := pgxpool.NewWithConfig(stop, poolConfig)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	l, err := postgres.Open(pool, postgres.Config{
+		Lease: lease, Poll: 50 * time.Millisecond, RetryMin: 20 * time.Millisecond, RetryMax: 20 * time.Millisecond,
+		// Partitions end and go all the time. None of them may take an unread event along.
+		PartitionRows: 100, MaintainEvery: 100 * time.Millisecond, Retention: postgres.Retention{Age: 2 * time.Second},
+	}, quiet)
+	if err != nil {
+		return err
+	}
+	var maintaining sync.WaitGroup
+	defer maintaining.Wait()
+	maintaining.Go(func() { l.Maintain(stop) })
+	s, err := l.Subscriber(config.Consumer)
+	if err != nil {
+		return err
+	}
+	r := &reader{config: config, records: records, refused: make(map[string]bool)}
+	return errors.Join(r.run(stop, s), records.Close())
+}
+
+type reader struct {
+	config  readerConfig
+	records *os.File
+
+	deliveries atomic.Int64
+
+	mu      sync.Mutex
+	refused map[string]bool
+}
+
+func (r *reader) run(stop context.Context, s message.Subscriber) error {
+	messages, err := s.Subscribe(context.Background(), topic)
+	if err != nil {
+		return err
+	}
+	closed := make(chan error, 1)
+	go func() {
+		<-stop.Done()
+		closed <- s.Close()
+	}()
+	if err := r.record(kindReady, 0, &message.Message{}); err != nil {
+		return err
+	}
+	var handlers sync.WaitGroup
+	for m := range messages {
+		handlers.Go(func() { r.handle(m) })
+	}
+	handlers.Wait()
+	return <-closed
+}
+
+// handle takes some time, as handlers do. What it has done is on record before it acknowledges.
+func (r *reader) handle(m *message.Message) {
+	number := r.deliveries.Add(1)
+	record := func(kind string) {
+		if err := r.record(kind, number, m); err != nil {
+			panic(err) // without its records a reader proves nothing
+		}
+	}
+	record(kindBegin)
+	busy := rand.N(4 * time.Millisecond)
+	if rand.IntN(100) == 0 {
+		busy = 50 * time.Millisecond
+	}
+	<-time.After(busy)
+	if r.refuses(m.UUID) {
+		record(kindRefuse)
+		m.Nack()
+		return
+	}
+	record(kindEnd)
+	m.Ack()
+}
+
+func (r *reader) refuses(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.config.Refuses || r.refused[id] || rand.IntN(refusalsEvery) > 0 {
+		return false
+	}
+	r.refused[id] = true
+	return true
+}
+
+// record appends a line in one write, which a kill cannot cut in two.
+func (r *reader) record(kind string, number int64, m *message.Message) error {
+	_, err := fmt.Fprintf(r.records, "%s %d %d %s %s\n", kind, number, time.Now().UnixNano(), m.UUID, m.Payload)
+	return err
+}

@@ -1,0 +1,411 @@
+package proof_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/broker/postgres"
+	"postbus/internal/migrate"
+	"postbus/internal/pgtest"
+)
+
+// Variables that a person or CI sets.
+const (
+	soakVariable = "SOAK"      // how long TestSoak takes, for example 2m
+	seedVariable = "SOAK_SEED" // repeats the writes and faults of a seed; chance has its part in the rest
+	// faultsVariable names the kinds of faults, separated by commas, when it is not to be all of them.
+	faultsVariable = "SOAK_FAULTS"
+)
+
+const (
+	soakDefault = 10 * time.Second
+	roundMax    = 2 * time.Minute // a longer soak begins anew, with another seed
+)
+
+// TestSoak writes, reads, breaks what can break, and has the checker judge.
+func TestSoak(t *testing.T) {
+	t.Parallel()
+	left := soakDefault
+	var err error
+	if value := os.Getenv(soakVariable); value != "" {
+		if left, err = time.ParseDuration(value); err != nil {
+			t.Fatalf("%s: %v", soakVariable, err)
+		}
+	}
+	seed := rand.Uint64()
+	if value := os.Getenv(seedVariable); value != "" {
+		if seed, err = strconv.ParseUint(value, 10, 64); err != nil {
+			t.Fatalf("%s: %v", seedVariable, err)
+		}
+	}
+	for ; left > 0 && !t.Failed(); left -= roundMax {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { soak(t, seed, min(left, roundMax)) })
+		seed++
+	}
+}
+
+// world is a server, its writers, and the reader processes of two consumers: one that is shared by several, and one
+// that one process has for itself.
+type world struct {
+	t       *testing.T
+	server  *pgtest.OwnServer
+	log     log
+	writers *writers
+	config  readerConfig
+	readers []*process
+	records map[string]*records // of all processes there were, by name
+	faults  []fault
+}
+
+const (
+	shared      = "shared"
+	alone       = "alone"
+	sharedCount = 3
+)
+
+func newWorld(t *testing.T, rate time.Duration) *world {
+	t.Helper()
+	w := &world{t: t, server: pgtest.Own(t), records: make(map[string]*records)}
+	w.config = readerConfig{URL: w.server.URL(), Records: t.TempDir()}
+	config, err := pgxpool.ParseConfig(w.server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.MaxConns = writerCount + 4
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if err := migrate.Up(t.Context(), pool, postgres.Migrations(postgres.DefaultSchema)); err != nil {
+		t.Fatal(err)
+	}
+	w.log = openLog(t, pool, postgres.Config{})
+	subscriptions := []postgres.Subscription{{Consumer: shared, Topic: topic}, {Consumer: alone, Topic: topic}}
+	if err := w.log.Provision(t.Context(), []string{topic}, subscriptions); err != nil {
+		t.Fatal(err)
+	}
+	w.writers = newWriters(t, w.log, pool, rate)
+	return w
+}
+
+func (w *world) start(consumer string) {
+	w.t.Helper()
+	config := w.config
+	config.Consumer = consumer
+	way, url := newWire(w.t, config.URL)
+	config.URL = url
+	p := startReader(w.t, config)
+	p.wire = way
+	w.readers = append(w.readers, p)
+	w.records[p.name] = &records{consumer: consumer, process: p.name, file: p.config.Records, open: make(map[int64]*delivery)}
+}
+
+// remove forgets a process that has ended or is about to.
+func (w *world) remove(p *process) {
+	w.readers = slices.DeleteFunc(w.readers, func(other *process) bool { return other == p })
+}
+
+func soak(t *testing.T, seed uint64, length time.Duration) {
+	t.Helper()
+	w := newWorld(t, 8*time.Millisecond)
+	w.config.Refuses = true
+	for range sharedCount {
+		w.start(shared)
+	}
+	w.start(alone)
+	stopWriting := w.writers.start(seed)
+	w.breakThings(rand.New(rand.NewPCG(seed, 0)), time.Now().Add(length))
+	stopWriting()
+	w.finish()
+}
+
+// breakThings lets each kind of fault happen once, and then any, until the time is up or something is wrong.
+func (w *world) breakThings(random *rand.Rand, deadline time.Time) {
+	kinds := map[string]func(*rand.Rand){
+		"kill": w.killOne, "pause": w.pauseOne, "restart": w.restartOne,
+		"cut": w.cutSessions, "heirs": w.holdThenKillHeirs, "crash": w.crashPostgres,
+	}
+	names := slices.Sorted(maps.Keys(kinds))
+	if value := os.Getenv(faultsVariable); value != "" {
+		names = strings.Split(value, ",")
+	}
+	order := random.Perm(len(names))
+	for time.Now().Before(deadline) && !w.t.Failed() && !w.wrongAlready() {
+		next := random.IntN(len(names))
+		if len(order) > 0 {
+			next, order = order[0], order[1:]
+		}
+		kinds[names[next]](random)
+		wait(time.Duration(random.IntN(400)) * time.Millisecond)
+		w.resume(time.Now())
+	}
+	w.resume(time.Now().Add(time.Hour))
+}
+
+// wrongAlready tells that the checker has found what no later event can put right. What was handled counts as
+// committed, since nobody knows yet.
+func (w *world) wrongAlready() bool {
+	w.readDeliveries()
+	for _, deliveries := range w.deliveries() {
+		handled := make(map[string]event)
+		for _, d := range deliveries {
+			handled[d.id] = d.event
+		}
+		if v := check(handled, deliveries, w.faults); len(v.disorder)+len(v.overlaps)+len(v.unexplained) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// any returns a process that is not paused, or nil.
+func (w *world) any(random *rand.Rand) *process {
+	running := slices.DeleteFunc(slices.Clone(w.readers), func(p *process) bool { return !p.resumes.IsZero() })
+	if len(running) == 0 {
+		return nil
+	}
+	return running[random.IntN(len(running))]
+}
+
+// blame notes a fault; process is "" when it hits all.
+func (w *world) blame(what, process string, from time.Time) {
+	w.faults = append(w.faults, fault{what: what, process: process, from: from, to: time.Now()})
+}
+
+func (w *world) killOne(random *rand.Rand) {
+	p := w.any(random)
+	if p == nil {
+		return
+	}
+	w.kill(p)
+	w.start(p.config.Consumer)
+}
+
+func (w *world) kill(p *process) {
+	from := time.Now()
+	p.kill()
+	w.blame("killed", p.name, from)
+	w.remove(p)
+}
+
+// restartOne is no fault: a process that ends in good order is no reason for a repeat.
+func (w *world) restartOne(random *rand.Rand) {
+	p := w.any(random)
+	if p == nil {
+		return
+	}
+	p.stop()
+	w.remove(p)
+	w.start(p.config.Consumer)
+}
+
+// pauseOne stops a process in the middle of what it does, for longer than its leases last. Other faults go on
+// meanwhile.
+func (w *world) pauseOne(random *rand.Rand) {
+	if p := w.any(random); p != nil {
+		w.pause(p, lease+time.Duration(random.Int64N(int64(lease))))
+	}
+}
+
+func (w *world) pause(p *process, length time.Duration) {
+	p.paused = time.Now()
+	p.resumes = p.paused.Add(length)
+	p.signal(syscall.SIGSTOP)
+}
+
+// resume lets paused processes go on whose time has come.
+func (w *world) resume(now time.Time) {
+	for _, p := range w.readers {
+		if !p.resumes.IsZero() && p.resumes.Before(now) {
+			p.signal(syscall.SIGCONT)
+			w.blame("paused", p.name, p.paused)
+			p.resumes = time.Time{}
+		}
+	}
+}
+
+// holdThenKillHeirs is the worst case for a place: what a process sends is held up, others take over and get ahead, all
+// falls silent, those that took over are killed, and what was held up arrives. It must not take back what they had
+// stored.
+func (w *world) holdThenKillHeirs(*rand.Rand) {
+	w.resume(time.Now().Add(time.Hour))
+	w.awaitProgress(shared) // so that somebody owns something
+	p := w.busiest()
+	from := time.Now()
+	p.wire.gate.Lock()
+	release := sync.OnceFunc(p.wire.gate.Unlock)
+	defer release()
+	wait(lease * 3 / 2)
+	w.awaitProgress(shared) // by the heirs
+	w.writers.pause.Lock()
+	defer w.writers.pause.Unlock()
+	w.awaitQuiet()
+	wait(slack + 250*time.Millisecond) // what was handled is stored by now
+	heirs := 0
+	for _, other := range slices.Clone(w.readers) {
+		if other != p && other.config.Consumer == p.config.Consumer {
+			w.kill(other)
+			heirs++
+		}
+	}
+	release()
+	w.blame("held up", p.name, from)
+	for range heirs {
+		w.start(p.config.Consumer)
+	}
+}
+
+// awaitQuiet waits until everything there is has been handled.
+func (w *world) awaitQuiet() {
+	w.t.Helper()
+	last, since := int64(-1), time.Now()
+	await(w.t, "silence", func() bool {
+		w.readDeliveries()
+		if now := w.recorded(); now != last {
+			last, since = now, time.Now()
+		}
+		return time.Since(since) > 300*time.Millisecond
+	})
+}
+
+// busiest returns the process that has had the newest message of the shared consumer.
+func (w *world) busiest() *process {
+	w.readDeliveries()
+	newest, when := w.readers[0], time.Time{}
+	for _, p := range w.readers {
+		all := w.records[p.name].all
+		if p.config.Consumer == shared && len(all) > 0 && all[len(all)-1].began.After(when) {
+			newest, when = p, all[len(all)-1].began
+		}
+	}
+	return newest
+}
+
+// cutSessions ends the sessions of readers or writers at the server.
+func (w *world) cutSessions(random *rand.Rand) {
+	from := time.Now()
+	_, err := w.log.pool.Exec(w.t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND random() < 0.5 AND (application_name = $1) = $2`,
+		readerName, random.IntN(3) > 0)
+	if err != nil {
+		w.t.Errorf("cut sessions: %v", err)
+	}
+	w.blame("sessions cut", "", from)
+}
+
+// crashPostgres stops the server at once and starts it again.
+func (w *world) crashPostgres(*rand.Rand) {
+	from := time.Now()
+	w.server.Stop()
+	w.server.Start()
+	await(w.t, "Postgres", func() bool { return w.log.pool.Ping(w.t.Context()) == nil })
+	w.blame("Postgres crashed", "", from)
+}
+
+// finish waits until all that was committed has been handled, or nothing moves any more, stops the readers and judges.
+func (w *world) finish() map[string]*verdict {
+	w.t.Helper()
+	verdicts := make(map[string]*verdict)
+	committed := w.writers.settle(w.t)
+	w.awaitHandled(committed)
+	for _, p := range w.readers {
+		p.stop()
+	}
+	w.readDeliveries()
+	if len(committed) == 0 || w.writers.count.rolledBack == 0 {
+		w.t.Errorf("%d events were committed, %d transactions rolled back; that proves nothing",
+			len(committed), w.writers.count.rolledBack)
+	}
+	for consumer, deliveries := range w.deliveries() {
+		v := check(committed, deliveries, w.faults)
+		w.t.Logf("%s: %v", consumer, v)
+		if v.wrong() {
+			w.t.Errorf("%s: wrong, see above", consumer)
+		}
+		verdicts[consumer] = v
+	}
+	w.t.Logf("%d events in %d commits, %d rollbacks, %d commits cut off; %d processes, %s",
+		len(committed), w.writers.count.committed, w.writers.count.rolledBack, w.writers.count.cutOff,
+		len(w.records), w.countFaults())
+	return verdicts
+}
+
+func (w *world) countFaults() string {
+	count := make(map[string]int)
+	for _, f := range w.faults {
+		count[f.what]++
+	}
+	s := ""
+	for _, what := range slices.Sorted(maps.Keys(count)) {
+		s += fmt.Sprint(count[what], " times ", what, ", ")
+	}
+	return s
+}
+
+// standstill is how long nothing has to happen until the test believes that nothing will.
+const standstill = 4 * lease
+
+func (w *world) awaitHandled(committed map[string]event) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Minute)
+	defer cancel()
+	last, moved := int64(-1), time.Now()
+	for ctx.Err() == nil && time.Since(moved) < standstill {
+		w.readDeliveries()
+		all := true
+		for _, deliveries := range w.deliveries() {
+			handled := make(map[string]bool, len(committed))
+			for _, d := range deliveries {
+				if d.done() {
+					handled[d.id] = true
+				}
+			}
+			all = all && len(handled) >= len(committed)
+		}
+		if all {
+			return
+		}
+		if size := w.recorded(); size != last {
+			last, moved = size, time.Now()
+		}
+		wait(200 * time.Millisecond)
+	}
+}
+
+func (w *world) recorded() (size int64) {
+	for _, r := range w.records {
+		size += r.offset
+	}
+	return size
+}
+
+func (w *world) readDeliveries() {
+	w.t.Helper()
+	for _, r := range w.records {
+		if err := r.read(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// deliveries returns what was delivered to the processes of each consumer.
+func (w *world) deliveries() map[string][]*delivery {
+	all := map[string][]*delivery{}
+	for _, r := range w.records {
+		all[r.consumer] = append(all[r.consumer], r.all...)
+	}
+	return all
+}

@@ -1,0 +1,147 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// slots is how finely keys are spread: a message's slot is the hash of its key, stored with it.
+	slots = 1 << 12
+	// shareCount is into how many shares a consumer's work is cut, and so how many processes can take part. It divides
+	// slots; a slot's share is its remainder.
+	shareCount = 16
+)
+
+// slotOf is the slot of a key, or of the id of a message without one.
+func slotOf(key string) int16 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(key)) // never fails
+	return int16(h.Sum32() % slots)
+}
+
+// claimed is a share that has become this process's own.
+type claimed struct {
+	number int16
+	epoch  int64
+	place  place
+	ahead  []int64
+}
+
+// claim takes up to n shares of the consumer that nobody holds. Each gets a higher epoch than under any owner before.
+func (l *Log) claim(ctx context.Context, consumer, owner string, n int) ([]claimed, error) {
+	rows, err := l.pool.Query(ctx, `UPDATE `+l.table("consumer_shares")+`
+		SET owner = $2, epoch = epoch + 1, lease_until = clock_timestamp() + $3
+		WHERE consumer = $1 AND share IN (
+			SELECT share FROM `+l.table("consumer_shares")+`
+			WHERE consumer = $1 AND (owner IS NULL OR lease_until < clock_timestamp())
+			ORDER BY share LIMIT $4 FOR UPDATE SKIP LOCKED)
+		RETURNING share, epoch, snapshot::text, floor, fence::text, coalesce(window_end::text, ''), position, ahead`,
+		consumer, owner, l.config.Lease, n)
+	if err != nil {
+		return nil, fmt.Errorf("claim shares of %s: %w", consumer, err)
+	}
+	shares, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c claimed, err error) {
+		err = row.Scan(&c.number, &c.epoch, &c.place.snapshot, &c.place.floor, &c.place.fence, &c.place.windowEnd,
+			&c.place.position, &c.ahead)
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim shares of %s: %w", consumer, err)
+	}
+	return shares, nil
+}
+
+// renew prolongs the leases of the owner's shares and shows the others that it is there. It returns which of the shares
+// it still holds, and how many others are there. A share that it does not name, since the answer to a claim was lost,
+// runs out.
+func (l *Log) renew(ctx context.Context, consumer, owner string, shares []int16) (held []int16, others int, err error) {
+	err = l.pool.QueryRow(ctx, `WITH
+		renewed AS (
+			UPDATE `+l.table("consumer_shares")+` SET lease_until = clock_timestamp() + $3
+			WHERE consumer = $1 AND owner = $2 AND share = ANY ($4) RETURNING share),
+		seen AS (
+			INSERT INTO `+l.table("consumer_members")+` VALUES ($1, $2, clock_timestamp() + $3)
+			ON CONFLICT (consumer, owner) DO UPDATE SET seen_until = excluded.seen_until)
+		SELECT (SELECT coalesce(array_agg(share), '{}') FROM renewed),
+			(SELECT count(*) FROM `+l.table("consumer_members")+`
+				WHERE consumer = $1 AND owner <> $2 AND seen_until > clock_timestamp())`,
+		consumer, owner, l.config.Lease, shares).Scan(&held, &others)
+	if err != nil {
+		return nil, 0, fmt.Errorf("renew shares of %s: %w", consumer, err)
+	}
+	return held, others, nil
+}
+
+// leave takes the owner out of those who share the consumer, and with it others that have not been seen for long.
+func (l *Log) leave(ctx context.Context, consumer, owner string) error {
+	_, err := l.pool.Exec(ctx, `DELETE FROM `+l.table("consumer_members")+`
+		WHERE consumer = $1 AND (owner = $2 OR seen_until < clock_timestamp() - interval '1 hour')`, consumer, owner)
+	if err != nil {
+		return fmt.Errorf("leave consumer %s: %w", consumer, err)
+	}
+	return nil
+}
+
+// checkpoint is what is to be stored of a share.
+type checkpoint struct {
+	number  int16
+	epoch   int64
+	place   place
+	ahead   []int64
+	release bool // gives the share to whoever claims it next
+}
+
+// store stores the checkpoints in one statement, whose transaction's own id becomes the fence. It returns the shares
+// that were stored: one that is missing belongs to another process by now, and nothing of it was changed.
+func (l *Log) store(ctx context.Context, consumer string, checkpoints []checkpoint) (stored map[int16]bool, err error) {
+	n := len(checkpoints)
+	shares, epochs, snapshots := make([]int16, n), make([]int64, n), make([]string, n)
+	floors, ends, positions := make([]int64, n), make([]*string, n), make([]int64, n)
+	aheads, releases := make([]string, n), make([]bool, n)
+	for i, c := range checkpoints {
+		shares[i], epochs[i], snapshots[i], floors[i] = c.number, c.epoch, c.place.snapshot, c.place.floor
+		ends[i], positions[i], aheads[i], releases[i] = nullable(c.place.windowEnd), c.place.position, literal(c.ahead), c.release
+	}
+	rows, err := l.pool.Query(ctx, `UPDATE `+l.table("consumer_shares")+` AS s
+		SET snapshot = c.snapshot::pg_snapshot, floor = c.floor, fence = pg_current_xact_id(),
+			window_end = c.window_end::pg_snapshot, position = c.position, ahead = c.ahead::bigint[], moved_at = clock_timestamp(),
+			epoch = s.epoch + c.release::int, -- what is under way from before does not reach a share that was handed over
+			owner = CASE WHEN c.release THEN NULL ELSE s.owner END,
+			lease_until = CASE WHEN c.release THEN NULL ELSE s.lease_until END
+		FROM unnest($2::smallint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::text[], $9::bool[])
+			AS c (share, epoch, snapshot, floor, window_end, position, ahead, release)
+		WHERE s.consumer = $1 AND s.share = c.share AND s.epoch = c.epoch
+		RETURNING s.share`, consumer, shares, epochs, snapshots, floors, ends, positions, aheads, releases)
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint of %s: %w", consumer, err)
+	}
+	numbers, err := pgx.CollectRows(rows, pgx.RowTo[int16])
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint of %s: %w", consumer, err)
+	}
+	stored = make(map[int16]bool, n)
+	for _, number := range numbers {
+		stored[number] = true
+	}
+	return stored, nil
+}
+
+// literal writes positions as a Postgres array: unnest would flatten an array of arrays.
+func literal(positions []int64) string {
+	var b strings.Builder
+	b.WriteByte('{')
+	for i, p := range positions {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.FormatInt(p, 10))
+	}
+	b.WriteByte('}')
+	return b.String()
+}

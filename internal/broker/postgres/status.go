@@ -1,0 +1,69 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// waitingMax is as far as the events that wait for a consumer are counted; counting a long backlog would cost more than
+// the number is worth.
+const waitingMax = 10_000
+
+// Status is where a consumer stands.
+type Status struct {
+	// Owners names the processes that work for the consumer, with how many of its shares each holds.
+	Owners map[string]int
+	// Waiting is how many events of the topic it has yet to pass, counted up to a limit; More tells that there are others.
+	Waiting int
+	More    bool
+	// Oldest is the age of the oldest of them, by the database's clock; 0 when none waits.
+	Oldest time.Duration
+}
+
+// Status tells where a consumer stands. It reports false for one that was never provisioned.
+func (l *Log) Status(ctx context.Context, s Subscription) (status Status, known bool, err error) {
+	return l.status(ctx, l.pool, s, waitingMax)
+}
+
+type rowQuerier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+func (l *Log) status(ctx context.Context, db rowQuerier, s Subscription, most int) (status Status, known bool, err error) {
+	shares := 0
+	err = db.QueryRow(ctx, `SELECT coalesce(sum(n), 0)::int, coalesce(jsonb_object_agg(owner, n) FILTER (WHERE owner <> ''), '{}')
+		FROM (SELECT CASE WHEN lease_until > clock_timestamp() THEN owner ELSE '' END AS owner, count(*) AS n
+			FROM `+l.table("consumer_shares")+` JOIN `+l.table("consumers")+` USING (consumer)
+			WHERE consumer = $1 AND topic = $2 GROUP BY 1) AS owners`, s.Consumer, s.Topic).Scan(&shares, &status.Owners)
+	if err != nil {
+		return status, false, fmt.Errorf("read status of %s: %w", s.Consumer, err)
+	}
+	if shares == 0 {
+		return status, false, nil
+	}
+	// What waits is what no share's place covers. The bounds on top keep the look-up off what all of them have passed.
+	var age float64
+	err = db.QueryRow(ctx, `WITH
+		shares AS (SELECT * FROM `+l.table("consumer_shares")+` WHERE consumer = $1),
+		waiting AS (
+			SELECT recorded_at FROM `+l.topicTable(s.Topic)+` AS t JOIN shares AS s ON s.share = t.slot % $2::smallint
+			WHERE (t.position > (SELECT min(floor) FROM shares)
+					OR t.xid >= (SELECT pg_snapshot_xmin(snapshot) FROM shares ORDER BY 1 LIMIT 1))
+				AND NOT pg_visible_in_snapshot(t.xid, s.snapshot)
+				AND NOT (coalesce(pg_visible_in_snapshot(t.xid, s.window_end), false) AND t.position <= s.position)
+				AND t.position <> ALL (s.ahead)
+			LIMIT $3)
+		SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8 FROM waiting`,
+		s.Consumer, shareCount, most+1).Scan(&status.Waiting, &age)
+	if err != nil {
+		return status, false, fmt.Errorf("read status of %s: %w", s.Consumer, err)
+	}
+	if status.Waiting > most {
+		status.Waiting, status.More = most, true
+	}
+	status.Oldest = time.Duration(age * float64(time.Second))
+	return status, true, nil
+}

@@ -1,0 +1,314 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+)
+
+// Subscriber is the message.Subscriber of one consumer. All the subscribers of a consumer, in all processes, share its
+// work: each holds some of the shares, and so some of the keys.
+type Subscriber struct {
+	log      *Log
+	consumer string
+	owner    string
+	logger   *slog.Logger
+
+	closing chan struct{}
+	once    sync.Once
+	running sync.WaitGroup
+
+	mu         sync.Mutex
+	subscribed bool
+}
+
+func newSubscriber(l *Log, consumer string) *Subscriber {
+	return &Subscriber{
+		log: l, consumer: consumer, owner: ownerName(),
+		logger:  l.logger.With(slog.String("consumer", consumer)),
+		closing: make(chan struct{}),
+	}
+}
+
+// ownerName tells an operator which process holds a lease, and keeps owners apart.
+func ownerName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
+}
+
+// Subscribe delivers the topic's events from where the consumer stands: one at a time for a key, several keys at once. A
+// message that is acknowledged is not delivered again, except after a crash; one that is refused comes again after a
+// wait that doubles each time. The channel is closed when ctx has ended or Close was called, and what was being handled
+// is done. It is called once; the consumer must have been provisioned.
+func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.closing:
+		return nil, ErrClosed
+	default:
+	}
+	if s.subscribed {
+		return nil, errors.New("a subscriber has one subscription")
+	}
+	s.subscribed = true
+	out := make(chan *message.Message)
+	stop, cancel := context.WithCancel(ctx)
+	s.running.Go(func() {
+		defer cancel()
+		select {
+		case <-s.closing:
+		case <-stop.Done():
+		}
+	})
+	s.running.Go(func() {
+		defer close(out)
+		defer cancel()
+		defer s.log.watch(topic)()
+		s.run(stop, topic, out)
+	})
+	return out, nil
+}
+
+// Close stops fetching, waits for what is being handled, at most the log's Drain, stores where the consumer stands and
+// gives its shares free for others at once. It may be called more than once.
+func (s *Subscriber) Close() error {
+	s.mu.Lock()
+	s.once.Do(func() { close(s.closing) })
+	s.mu.Unlock()
+	s.running.Wait()
+	return nil
+}
+
+// run works until stop ends, and begins anew when the database was lost.
+func (s *Subscriber) run(stop context.Context, topic string, out chan<- *message.Message) {
+	for failures := 1; stop.Err() == nil; failures++ {
+		began := time.Now()
+		err := s.work(stop, topic, out)
+		if err == nil || stop.Err() != nil {
+			return
+		}
+		if time.Since(began) > s.log.config.Lease {
+			failures = 1
+		}
+		s.logger.Warn("consumer interrupted, will go on by itself", slog.Any("error", err))
+		sleep(stop, backoff(failures, s.log.config.RetryMin, s.log.config.Lease))
+	}
+}
+
+// work reads and delivers until stop ends, or the database is lost for longer than the lease.
+func (s *Subscriber) work(stop context.Context, topic string, out chan<- *message.Message) error {
+	// Handlers live on while the subscriber drains, so their context is not stop's.
+	handling, abandon := context.WithCancelCause(context.WithoutCancel(stop))
+	defer abandon(nil)
+	reading, stopReading := context.WithCancelCause(stop)
+	defer stopReading(nil)
+
+	term := newTerm(s.log.config.Lease)
+	d := newDelivery(s.log.config, term.valid, out)
+	var keeping, lanes, reader sync.WaitGroup
+	keepCtx, endKeeping := context.WithCancel(handling)
+	k := keeper{Subscriber: s, topic: topic, delivery: d, term: term, reading: reading, handling: handling}
+	keeping.Go(func() {
+		if err := k.run(keepCtx); err != nil {
+			stopReading(err)
+		}
+	})
+	keeping.Go(func() { s.keepStoring(keepCtx, d) })
+	for range s.log.config.Lanes {
+		lanes.Go(func() { d.runLane(reading) })
+	}
+	reader.Go(func() {
+		if err := s.read(reading, topic, d); err != nil {
+			stopReading(err)
+		}
+	})
+	<-reading.Done()
+	reader.Wait()
+	s.drain(&lanes, abandon)
+	endKeeping()
+	keeping.Wait()
+	finished := s.finish(stop, d)
+	if stop.Err() == nil {
+		return errors.Join(context.Cause(reading), finished)
+	}
+	return finished
+}
+
+// drain waits for the handlers that run. Those that take longer than the log's Drain have their contexts cancelled and
+// are not waited for.
+func (s *Subscriber) drain(lanes *sync.WaitGroup, abandon context.CancelCauseFunc) {
+	late := time.AfterFunc(s.log.config.Drain, func() {
+		s.logger.Warn("handlers did not end in time, their contexts are cancelled")
+		abandon(context.DeadlineExceeded)
+	})
+	defer late.Stop()
+	lanes.Wait() // a lane does not outlive its message's context
+}
+
+// finishTimeout bounds the last checkpoints and the release of the shares.
+const finishTimeout = 5 * time.Second
+
+// finish stores where the shares stand, with what is done beyond, and hands them over.
+func (s *Subscriber) finish(stop context.Context, d *delivery) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), finishTimeout)
+	defer cancel()
+	if last := d.remaining(); len(last) > 0 {
+		if _, err := s.log.store(ctx, s.consumer, last); err != nil {
+			return err
+		}
+	}
+	return s.log.leave(ctx, s.consumer, s.owner)
+}
+
+// read follows the topic and hands rows to the lanes, window by window. All shares of this process share a window's end;
+// those that were just claimed are read up to it on their own first.
+func (s *Subscriber) read(ctx context.Context, topic string, d *delivery) error {
+	var boundary place
+	for window := uint64(1); ; window++ {
+		woken := s.log.wakeup.next(topic)
+		common, joining := d.takeUp()
+		if len(common)+len(joining) == 0 {
+			select {
+			case <-d.joined:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		w := windowReader{log: s.log, topic: topic, delivery: d, number: window}
+		if len(common) > 0 {
+			if err := w.read(ctx, &d.common, boundary, common); err != nil {
+				return err
+			}
+		}
+		for _, t := range joining {
+			if err := w.read(ctx, t, t.place, t.shares); err != nil {
+				return err
+			}
+		}
+		boundary = place{snapshot: w.end, floor: max(w.floor, boundary.floor), fence: unboundedFence}
+		d.endWindow(window, boundary, joining)
+		if w.found > 0 {
+			continue
+		}
+		select {
+		case <-woken:
+		case <-d.joined:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// windowReader reads one window for several groups of shares that begin it at different places.
+type windowReader struct {
+	log      *Log
+	topic    string
+	delivery *delivery
+	number   uint64
+
+	end   string // the snapshot at its end; "" until the first group has opened it
+	floor int64
+	found int
+}
+
+// read hands the shares' rows between from and the window's end to the track. A group that is in the middle of a window
+// of its own finishes that one first.
+func (w *windowReader) read(ctx context.Context, t *track, from place, shares []*share) error {
+	var byNumber [shareCount]*share
+	var numbers []int16
+	for _, s := range shares {
+		byNumber[s.number] = s
+		numbers = append(numbers, s.number)
+	}
+	if len(numbers) == shareCount {
+		numbers = nil
+	}
+	at, own := from, from.windowEnd != snapshotOfNobody
+	if !own {
+		at.windowEnd = w.end
+	}
+	for {
+		found, err := w.log.read(ctx, w.topic, at, numbers)
+		if err != nil {
+			return err
+		}
+		for _, r := range found.rows {
+			if err := w.delivery.add(ctx, t, r, byNumber[r.share], w.number, from); err != nil {
+				return err
+			}
+		}
+		w.found += len(found.rows)
+		at = found.next
+		switch {
+		case found.more:
+		case own:
+			own = false
+			at.windowEnd = w.end
+		default:
+			w.end, w.floor = at.snapshot, max(w.floor, at.floor)
+			return nil
+		}
+	}
+}
+
+// keepStoring stores what has moved, at most every storeEvery, and hands over what leaves. A database that does not
+// answer is asked again; the leases run out meanwhile.
+func (s *Subscriber) keepStoring(ctx context.Context, d *delivery) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.dirty:
+		}
+		if due := d.due(); len(due) > 0 {
+			s.store(ctx, d, due)
+		}
+		sleep(ctx, storeEvery)
+	}
+}
+
+// storeTimeout bounds one attempt to store. It is not cut short by the end of the work: a statement that was given up on may
+// still be carried out, after those that follow it.
+const storeTimeout = 5 * time.Second
+
+func (s *Subscriber) store(ctx context.Context, d *delivery, due []checkpoint) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	reached, err := s.log.store(ctx, s.consumer, due)
+	if err != nil {
+		signal(d.dirty)
+		return
+	}
+	s.reportLost(d.stored(due, reached))
+}
+
+func (s *Subscriber) reportLost(n int) {
+	if n > 0 {
+		s.logger.Warn("shares are with another process", slog.Int("count", n))
+	}
+}
+
+// storeEvery bounds how often places are stored while messages flow. After a crash the messages acknowledged since the
+// last time come again.
+const storeEvery = 50 * time.Millisecond
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
