@@ -1,0 +1,35 @@
+package uow
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrOutcomeUnknown is returned when the connection was lost while COMMIT was under way: the change and its events
+	// are both there or both not there, and only the database knows. Nothing is dispatched. A caller that tries again must
+	// be safe to repeat.
+	ErrOutcomeUnknown = errors.New("outcome of the commit is unknown")
+	// ErrNested is returned by Do inside of Do. One use case is one transaction.
+	ErrNested = errors.New("unit of work inside a unit of work")
+	// ErrAborted is returned when fn returned nil although a statement of it had failed, so that Postgres could only roll
+	// back. Nothing was stored.
+	ErrAborted = errors.New("transaction was aborted by a failed statement")
+	// ErrEnded is returned when fn has ended the transaction by itself, by a COMMIT or ROLLBACK of its own. Events were
+	// not published.
+	ErrEnded = errors.New("transaction was ended inside the unit of work")
+	// ErrClosed is returned by a Work's database handle once its unit of work is over.
+	ErrClosed = errors.New("unit of work is over")
+)
+
+// DispatchError is returned when an in-process handler failed after the commit. The commit stands: the change and its
+// events are stored and consumers will handle them.
+type DispatchError struct{ Err error }
+
+// Error says that the commit stands, and what failed after it.
+func (e *DispatchError) Error() string {
+	return fmt.Sprintf("committed, but dispatch failed: %v", e.Err)
+}
+
+// Unwrap returns the failure, a *bus.HandlerError.
+func (e *DispatchError) Unwrap() error { return e.Err }

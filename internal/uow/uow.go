@@ -1,0 +1,224 @@
+// Package uow is the transaction boundary. A use case changes aggregates inside Manager.Do; what it writes and the events
+// that the aggregates recorded become durable together, or not at all.
+//
+// Do ends in one of three ways: committed, rolled back, or ErrOutcomeUnknown. After a commit the events are dispatched
+// to the in-process bus, in the same call; the consumers get them from the log whatever becomes of that.
+package uow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/broker/postgres"
+	"postbus/internal/bus"
+	"postbus/internal/domain"
+)
+
+// Limits of a unit of work.
+const (
+	eventsPerCommitMax = 1000 // a *bus.LimitError beyond
+	attemptsMax        = 5    // of fn, when Postgres asks to try again
+	retryWait          = 5 * time.Millisecond
+	commitTimeout      = 10 * time.Second // for events and COMMIT, which the caller's context no longer cuts short
+	rollbackTimeout    = 2 * time.Second
+)
+
+// Manager begins units of work on one database. It may be used from many goroutines.
+type Manager struct {
+	pool  *pgxpool.Pool
+	log   *postgres.Log
+	codec *bus.Codec
+	bus   *bus.Bus
+}
+
+// NewManager returns a Manager whose transactions run on pool, in the database that log is in.
+func NewManager(pool *pgxpool.Pool, log *postgres.Log, codec *bus.Codec, inProcess *bus.Bus) *Manager {
+	return &Manager{pool: pool, log: log, codec: codec, bus: inProcess}
+}
+
+type withinKey struct{}
+
+// Do runs fn in a transaction, publishes what the tracked aggregates recorded, commits, and then dispatches the events
+// to the in-process bus.
+//
+// When fn returns an error, panics, or its context ends before the commit, everything is rolled back; the error is
+// returned, the panic goes on. A serialization failure or a deadlock (40001, 40P01) is tried again after a short wait,
+// so fn may run several times: it loads and changes its aggregates inside, and has no effects outside of w.DB. An event
+// over a limit is a *bus.LimitError, before the commit. Events stay in their recorders unless they were committed.
+//
+// Do returns nil when the commit stands and every in-process handler succeeded, a *DispatchError when the commit stands
+// and one failed, ErrOutcomeUnknown when the connection was lost during COMMIT. Any other error means that nothing was
+// stored. Once COMMIT has been sent, the end of ctx no longer breaks it off. Do inside of fn returns ErrNested.
+func (m *Manager) Do(ctx context.Context, fn func(ctx context.Context, w *Work) error) error {
+	if ctx.Value(withinKey{}) != nil {
+		return ErrNested
+	}
+	var committed commit
+	for attempt := 1; ; attempt++ {
+		var err error
+		if committed, err = m.attempt(ctx, fn); err == nil {
+			break
+		}
+		if attempt == attemptsMax || !wantsRetry(err) || !pause(ctx, attempt) {
+			return err
+		}
+	}
+	m.log.Wake(committed.topics...)
+	if err := m.bus.PublishAll(ctx, committed.events); err != nil {
+		return &DispatchError{Err: err}
+	}
+	return nil
+}
+
+// commit is what an attempt has made durable.
+type commit struct {
+	events []domain.Event
+	topics []string
+}
+
+// attempt runs fn once, in a transaction of its own.
+func (m *Manager) attempt(ctx context.Context, fn func(ctx context.Context, w *Work) error) (commit, error) {
+	pooled, err := m.pool.Acquire(ctx)
+	if err != nil {
+		return commit{}, fmt.Errorf("acquire connection: %w", err)
+	}
+	defer pooled.Release()
+	conn := pooled.Conn()
+	if _, err := conn.Exec(ctx, "begin"); err != nil {
+		return commit{}, fmt.Errorf("begin transaction: %w", err)
+	}
+	w := &Work{db: querier{conn: conn}}
+	// Runs after a panic and runtime.Goexit as well. After the commit there is nothing left to roll back.
+	defer rollback(ctx, conn)
+	defer w.db.over.Store(true)
+
+	if err := fn(context.WithValue(ctx, withinKey{}, w), w); err != nil {
+		return commit{}, err
+	}
+	w.db.over.Store(true)
+	if err := ctx.Err(); err != nil {
+		return commit{}, fmt.Errorf("before the commit: %w", context.Cause(ctx))
+	}
+	switch conn.PgConn().TxStatus() {
+	case 'T':
+	case 'E':
+		return commit{}, ErrAborted
+	default:
+		return commit{}, ErrEnded
+	}
+	return m.commit(ctx, conn, w.sources)
+}
+
+// commit sends the events and COMMIT in one round trip. The recorders are emptied once it stands.
+func (m *Manager) commit(ctx context.Context, conn *pgx.Conn, sources []domain.Source) (commit, error) {
+	done := commit{events: domain.Recorded(sources...)}
+	batch := &pgx.Batch{}
+	var err error
+	if done.topics, err = m.queue(ctx, batch, done.events); err != nil {
+		return commit{}, err
+	}
+	batch.Queue("commit")
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	if err := send(ctx, conn, batch); err != nil {
+		return commit{}, err
+	}
+	for _, s := range sources {
+		s.Recorded().Take()
+	}
+	return done, nil
+}
+
+// queue encodes the events and puts one INSERT for each topic on the batch.
+func (m *Manager) queue(ctx context.Context, batch *pgx.Batch, events []domain.Event) (topics []string, err error) {
+	if len(events) > eventsPerCommitMax {
+		return nil, &bus.LimitError{Limit: "eventsPerCommitMax", Max: eventsPerCommitMax, Got: len(events)}
+	}
+	encoded, err := m.codec.EncodeAll(ctx, events)
+	if err != nil {
+		return nil, fmt.Errorf("encode events: %w", err)
+	}
+	for _, e := range encoded {
+		if err := m.log.Append(batch, e.Topic, e.Messages...); err != nil {
+			return nil, fmt.Errorf("append events: %w", err)
+		}
+		topics = append(topics, e.Topic)
+	}
+	return topics, nil
+}
+
+// send carries out the batch, whose last statement is COMMIT, and tells the three outcomes apart.
+func send(ctx context.Context, conn *pgx.Conn, batch *pgx.Batch) error {
+	results := conn.SendBatch(ctx, batch)
+	var tag pgconn.CommandTag
+	var err error
+	answered := 0 // statements; COMMIT is the last
+	for ; answered < batch.Len(); answered++ {
+		if tag, err = results.Exec(); err != nil {
+			break
+		}
+	}
+	if closeErr := results.Close(); err == nil {
+		err = closeErr
+	}
+	switch {
+	case err == nil && tag.String() == "COMMIT":
+		return nil
+	case err == nil: // Postgres answers the COMMIT of an aborted transaction with ROLLBACK
+		return ErrAborted
+	case surelyNotCommitted(err, answered == batch.Len()-1):
+		return fmt.Errorf("commit: %w", err)
+	default:
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	}
+}
+
+// surelyNotCommitted is true for an error that Postgres reported for a statement before COMMIT, or for COMMIT itself if
+// the session goes on after it, and for one that came before anything was sent. A FATAL error of COMMIT, such as a
+// shutdown while it waits for a standby, may follow a commit that stands.
+func surelyNotCommitted(err error, ofCommit bool) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return !ofCommit || pg.SeverityUnlocalized == "ERROR"
+	}
+	return pgconn.SafeToRetry(err)
+}
+
+// wantsRetry is true for what Postgres asks to try again: serialization_failure and deadlock_detected.
+func wantsRetry(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01") && !errors.Is(err, ErrOutcomeUnknown)
+}
+
+// pause waits before the next attempt and reports false when ctx has ended.
+func pause(ctx context.Context, attempt int) bool {
+	wait := retryWait << attempt
+	timer := time.NewTimer(wait/2 + rand.N(wait)) //nolint:gosec // jitter needs no secrecy
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// rollback ends the transaction if it is still open. A connection that cannot do even that is closed, and the pool
+// drops it; Postgres rolls back when the connection is gone.
+func rollback(ctx context.Context, conn *pgx.Conn) {
+	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+	defer cancel()
+	if _, err := conn.Exec(ctx, "rollback"); err != nil {
+		_ = conn.Close(ctx) // nothing is left to be done about it
+	}
+}

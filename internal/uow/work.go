@@ -1,0 +1,68 @@
+package uow
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"postbus/internal/domain"
+)
+
+// Querier runs statements in the transaction of a Unit of Work. It cannot begin or end one.
+type Querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Work is one attempt at a unit of work. It belongs to the goroutine that fn was called on, and to fn: once fn has
+// returned, its database handle answers ErrClosed.
+type Work struct {
+	db      querier
+	sources []domain.Source
+}
+
+// DB returns the transaction.
+func (w *Work) DB() Querier { return &w.db }
+
+// Track makes the events of the aggregates part of the transaction: those recorded before the call and those after. They
+// are published in the order in which they were recorded, across all tracked aggregates, after everything that fn
+// writes. Tracking one twice does no harm.
+func (w *Work) Track(aggregates ...domain.Source) { w.sources = append(w.sources, aggregates...) }
+
+// querier hides the connection's Begin, and everything once the work is over: the connection is another's by then.
+type querier struct {
+	conn *pgx.Conn
+	over atomic.Bool
+}
+
+// Exec implements Querier.
+func (q *querier) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if q.over.Load() {
+		return pgconn.CommandTag{}, ErrClosed
+	}
+	return q.conn.Exec(ctx, sql, args...)
+}
+
+// Query implements Querier.
+func (q *querier) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if q.over.Load() {
+		return nil, ErrClosed
+	}
+	return q.conn.Query(ctx, sql, args...)
+}
+
+// QueryRow implements Querier.
+func (q *querier) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if q.over.Load() {
+		return failedRow{ErrClosed}
+	}
+	return q.conn.QueryRow(ctx, sql, args...)
+}
+
+type failedRow struct{ err error }
+
+// Scan implements pgx.Row.
+func (r failedRow) Scan(...any) error { return r.err }
