@@ -1,0 +1,98 @@
+package web
+
+import (
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postbus/internal/account"
+)
+
+func TestLimitByClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &accounts{state: account.LinkVerified}
+		h := newApp(t, f, func(c *Config) { c.RateBurst, c.RateInterval = 3, 10*time.Second }).Handler()
+		posts := []request{
+			postForm("/users", "email=x"), postForm("/verify", "token=x"), postForm("/verify/resend", "email=x"),
+		}
+		for _, q := range posts {
+			if w := q.do(h); w.Code == http.StatusTooManyRequests {
+				t.Fatalf("%s was refused within the burst", q.target)
+			}
+		}
+		for _, q := range posts {
+			w := q.do(h)
+			wantStatus(t, w, http.StatusTooManyRequests)
+			wantPage(t, w, "Please wait a moment")
+			if got := w.Header().Get("Retry-After"); got != "10" {
+				t.Errorf("Retry-After is %q", got)
+			}
+		}
+		// Neither another port nor an untrusted X-Forwarded-For makes another client; another address does.
+		again := postJSON("/users", `{"email":"x"}`)
+		again.remote = "127.0.0.1:4001"
+		w := again.with("X-Forwarded-For", "192.0.2.7").do(h)
+		wantStatus(t, w, http.StatusTooManyRequests)
+		if code, message := errorOf(t, w); code != "too_many_requests" || !strings.Contains(message, "wait") {
+			t.Errorf("error is %s: %s", code, message)
+		}
+		again.remote = "192.0.2.7:4001"
+		wantStatus(t, again.do(h), http.StatusUnprocessableEntity)
+		wantStatus(t, get("/").do(h), http.StatusOK)
+
+		<-time.After(10 * time.Second)
+		wantStatus(t, posts[0].do(h), http.StatusUnprocessableEntity)
+		wantStatus(t, posts[0].do(h), http.StatusTooManyRequests)
+	})
+}
+
+func TestLimitIsPerHouseholdOnIPv6(t *testing.T) {
+	h := newApp(t, &accounts{}, func(c *Config) { c.RateBurst = 1 }).Handler()
+	q := postJSON("/users", "{}")
+	for remote, status := range map[string]int{"[2001:db8:1:1::1]:1": 400, "[2001:db8:1:2::1]:1": 400} {
+		q.remote = remote
+		wantStatus(t, q.do(h), status)
+	}
+	q.remote = "[2001:db8:1:1:ffff::2]:1"
+	wantStatus(t, q.do(h), http.StatusTooManyRequests)
+}
+
+func TestLimiterIsBoundedAndForgetsTheOldest(t *testing.T) {
+	now := time.Unix(0, 0)
+	client := func(i byte) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, i}) }
+	l := newLimiter(1, time.Hour, 2)
+	steps := []struct {
+		client  byte
+		refused bool
+	}{
+		{1, false}, {2, false}, {1, true}, // 2 is now the one unseen for longest
+		{3, false}, {1, true}, {2, false}, // 2 was forgotten, and 3 is for it
+		{3, false},
+	}
+	for i, step := range steps {
+		if wait := l.allow(client(step.client), now); (wait > 0) != step.refused {
+			t.Errorf("step %d: client %d waits %s", i, step.client, wait)
+		}
+		if len(l.buckets) > 2 || l.recent.Len() != len(l.buckets) {
+			t.Fatalf("step %d: %d buckets, %d in order", i, len(l.buckets), l.recent.Len())
+		}
+	}
+}
+
+func TestRefusedRequestsCostNothing(t *testing.T) {
+	now := time.Unix(0, 0)
+	client := netip.MustParseAddr("192.0.2.1")
+	l := newLimiter(1, time.Second, 10)
+	l.allow(client, now)
+	for range 100 {
+		if wait := l.allow(client, now); wait != time.Second {
+			t.Fatalf("wait is %s, want 1s", wait)
+		}
+	}
+	if wait := l.allow(client, now.Add(time.Second)); wait != 0 {
+		t.Errorf("after the wait it is %s more", wait)
+	}
+}
