@@ -1,0 +1,100 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"postbus/internal/account"
+	"postbus/internal/broker/postgres"
+	"postbus/internal/bus"
+	"postbus/internal/config"
+)
+
+var errNothingSetUp = errors.New("nothing was set up yet; start the app first")
+
+// List prints the consumers: topic, where each stands, which process is at it, and the event types it takes. It only
+// reads: neither a table nor a consumer's place is made, and no private Postgres where there was none.
+func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, say func(string)) (err error) {
+	if c.DatabaseURL == "" && !inUse(c.DataDir) {
+		return errNothingSetUp
+	}
+	all, err := consumers(new(account.Notifier)) // which handles nothing here
+	if err != nil {
+		return err
+	}
+	d, err := openDatabase(ctx, c, say)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	log, err := postgres.Open(d.pool, postgres.Config{}, logger)
+	if err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tRUNS IN\tEVENT TYPES") // errors come up at Flush
+	for _, c := range all {
+		status, known, err := log.Status(ctx, postgres.Subscription{Consumer: c.Name(), Topic: c.Topic()})
+		if isMissing(err) {
+			return errNothingSetUp
+		}
+		if err != nil {
+			return err
+		}
+		writeRow(table, c, status, known)
+	}
+	if err := table.Flush(); err != nil {
+		return fmt.Errorf("print consumers: %w", err)
+	}
+	return nil
+}
+
+// inUse tells whether a program has kept anything in the data directory.
+func inUse(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err != nil && !errors.Is(err, fs.ErrNotExist) || len(entries) > 0 // what cannot be read is explained later
+}
+
+func isMissing(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == stateUndefinedTable
+}
+
+func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bool) {
+	count, oldest, owner := "new", "-", "-"
+	if known {
+		count = waiting(status)
+	}
+	if status.Waiting > 0 {
+		oldest = status.Oldest.Round(time.Second).String()
+	}
+	if len(status.Owners) > 0 {
+		owner = owners(status.Owners)
+	}
+	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n",
+		c.Name(), c.Topic(), count, oldest, owner, strings.Join(c.Types(), ", "))
+}
+
+// owners names the processes that share a consumer, each with how many of its shares it has when there are several.
+func owners(shares map[string]int) string {
+	names := slices.Sorted(maps.Keys(shares))
+	if len(names) == 1 {
+		return names[0]
+	}
+	for i, name := range names {
+		names[i] = fmt.Sprintf("%s (%d)", name, shares[name])
+	}
+	return strings.Join(names, ", ")
+}

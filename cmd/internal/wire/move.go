@@ -1,0 +1,74 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"postbus/internal/broker/postgres"
+)
+
+// Move puts a consumer at a place in its topic, which is "now", "beginning", a time of RFC 3339 or a position, or says what
+// that would do.
+func (b *Backbone) Move(ctx context.Context, out io.Writer, name, to string, apply bool) error {
+	selected, err := b.Select([]string{name})
+	if err != nil {
+		return err
+	}
+	subscription := subscriptions(selected)[0]
+	m, err := b.log.Move(ctx, subscription, spot(to), !apply)
+	if err != nil {
+		return err
+	}
+	verb := "would move"
+	if apply {
+		verb = "moved"
+	}
+	_, err = fmt.Fprintf(out, "%s %s to %s: %s waiting before, %s after\n",
+		verb, name, to, waiting(m.Before), waiting(m.After))
+	if err == nil && !apply {
+		_, err = fmt.Fprintln(out, "nothing was changed; add --apply to do it")
+	}
+	if err != nil {
+		return fmt.Errorf("print movement: %w", err)
+	}
+	return nil
+}
+
+// Rename gives the place of a consumer to its new name, which is one of this program's.
+func (b *Backbone) Rename(ctx context.Context, out io.Writer, from, to string) error {
+	if _, err := b.Select([]string{to}); err != nil {
+		return err
+	}
+	if err := b.log.Rename(ctx, from, to); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(out, "%s stands where %s stood\n", to, from); err != nil {
+		return fmt.Errorf("print renaming: %w", err)
+	}
+	return nil
+}
+
+// spot reads what the settings have checked.
+func spot(to string) postgres.Spot {
+	if to == "beginning" {
+		return postgres.Beginning()
+	}
+	if at, err := time.Parse(time.RFC3339, to); err == nil {
+		return postgres.At(at)
+	}
+	if position, err := strconv.ParseInt(to, 10, 64); err == nil {
+		return postgres.After(position)
+	}
+	return postgres.Spot{}
+}
+
+// waiting is how many events wait, for a person.
+func waiting(s postgres.Status) string {
+	if s.More {
+		return "more than " + strconv.Itoa(s.Waiting)
+	}
+	return strconv.Itoa(s.Waiting)
+}

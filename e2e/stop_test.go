@@ -1,0 +1,137 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// TestStopUnderLoad sends SIGTERM to the app while requests wait for the database. Each of them gets its answer, and the
+// events of all are handled after the next start.
+func TestStopUnderLoad(t *testing.T) {
+	parallel(t)
+	s := newSiteOn(t, openOffice(t))
+	p := s.startApp(nil)
+
+	const requests = 12
+	unlock := s.lockUsers()
+	var answers sync.WaitGroup
+	for i := range requests {
+		answers.Go(func() {
+			a, err := s.askFor(fmt.Sprintf("person-%d@example.com", i))
+			if err != nil || a.status != http.StatusAccepted {
+				t.Errorf("request %d: %v, %v", i, a, err)
+			}
+		})
+	}
+	s.untilBlocked(requests)
+	p.signal(syscall.SIGTERM)
+	s.untilClosed()
+	unlock()
+	answers.Wait()
+	p.exits(0)
+
+	if users := s.texts(`SELECT email FROM users`); len(users) != requests {
+		t.Errorf("%d users, want %d", len(users), requests)
+	}
+	s.startApp(nil)
+	for i := range requests {
+		s.office.await(fmt.Sprintf("person-%d@example.com", i), verification)
+	}
+	if n := len(s.office.of("", "")); n != requests {
+		t.Errorf("%d mails for %d users: a process that stops in good order has nothing delivered twice", n, requests)
+	}
+}
+
+// untilClosed waits until the app takes no new connections.
+func (s *site) untilClosed() {
+	s.t.Helper()
+	until(s.t, "the app takes no new connections", func() bool {
+		conn, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err != nil
+	})
+}
+
+// lockUsers makes all that write to users wait, until unlock is called.
+func (s *site) lockUsers() (unlock func()) {
+	s.t.Helper()
+	conn := s.connect()
+	if _, err := conn.Exec(context.Background(), `BEGIN; LOCK TABLE users IN SHARE MODE`); err != nil {
+		s.t.Fatalf("lock users: %v", err)
+	}
+	return func() { s.close(conn) }
+}
+
+// untilBlocked waits until that many sessions of this database wait for a lock.
+func (s *site) untilBlocked(n int) {
+	s.t.Helper()
+	conn := s.connect()
+	defer s.close(conn)
+	until(s.t, fmt.Sprintf("%d sessions are blocked", n), func() bool {
+		return len(s.textsOf(conn, `SELECT pid::text FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock'`)) == n
+	})
+}
+
+// TestStopWhileSending stops a consumer that waits for the mail server's answer. It waits for it, and the mail is not
+// sent again.
+func TestStopWhileSending(t *testing.T) {
+	parallel(t)
+	s := newSiteOn(t, openOffice(t))
+	s.startApp(settings{"CONSUMERS": "none"})
+	p := s.start(consumer, settings{"LOG_LEVEL": "debug"})
+	release := s.office.holdBack()
+	s.signUp(anna)
+	s.office.await(anna, verification)
+	p.signal(os.Interrupt)
+	p.says(&p.err, `"Closing router"`)
+	release()
+	p.exits(0)
+
+	s.startConsumer()
+	until(t, "no event waits", func() bool {
+		list := s.start(consumer, nil, "--list")
+		list.exits(0)
+		return nothingWaits.MatchString(list.out.String())
+	})
+	if n := len(s.office.of(anna, verification)); n != 1 {
+		t.Errorf("the mail was sent %d times", n)
+	}
+}
+
+// nothingWaits is what --list says of the first consumer when it has handled everything.
+var nothingWaits = regexp.MustCompile(`(?m)^verification-email +user +0 `)
+
+// TestSecondSignalEndsAtOnce is for the person who does not want to wait.
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	parallel(t)
+	s := newSiteOn(t, openOffice(t))
+	p := s.startApp(nil)
+	release := s.office.holdBack()
+	defer release()
+	s.signUp(anna)
+	s.office.await(anna, verification)
+	p.signal(os.Interrupt)
+	p.says(&p.err, "postbus app: stopping; Ctrl-C again stops at once\n")
+	s.untilClosed()
+	until(t, "the app is gone", func() bool {
+		p.signal(os.Interrupt)
+		return p.over()
+	})
+	if !p.signalled(syscall.SIGINT) {
+		t.Errorf("%s ended with %v", p, p.cmd.ProcessState)
+	}
+	if strings.Contains(p.err.String(), "goroutine ") {
+		t.Errorf("%s shows its stack", p)
+	}
+}
