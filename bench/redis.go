@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/redis/go-redis/v9"
+)
+
+// redisProgram is looked for on PATH; Debian's package redis-server has it.
+const redisProgram = "redis-server"
+
+const (
+	redisStart = 10 * time.Second
+	redisRetry = 20 * time.Millisecond
+)
+
+// startRedis runs a Redis that keeps its append-only file, synced every second as it comes. stop ends it.
+func startRedis(ctx context.Context, dir string) (address string, stop func(), err error) {
+	program, err := exec.LookPath(redisProgram)
+	if err != nil {
+		return "", nil, skipped{redisProgram + " is not installed"}
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:0") //nolint:noctx // it binds and waits for nothing
+	if err != nil {
+		return "", nil, fmt.Errorf("find a free port: %w", err)
+	}
+	address = l.Addr().String()
+	_, port, err := net.SplitHostPort(address)
+	if err := errors.Join(err, l.Close()); err != nil {
+		return "", nil, fmt.Errorf("find a free port: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, //nolint:gosec // found on PATH
+		"--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
+	if err := cmd.Start(); err != nil {
+		return "", nil, fmt.Errorf("start Redis: %w", err)
+	}
+	stop = func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		_ = cmd.Wait()
+	}
+	client := redis.NewClient(&redis.Options{Addr: address})
+	defer func() { _ = client.Close() }()
+	deadline := time.Now().Add(redisStart)
+	for client.Ping(ctx).Err() != nil {
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			stop()
+			return "", nil, errors.New("redis did not start")
+		}
+		<-time.After(redisRetry)
+	}
+	return address, stop, nil
+}
+
+// openRedis reads a stream through Watermill. A subscriber has one message in flight, so a group has as many subscribers
+// as postbus has lanes; the order of a key is lost with that.
+func openRedis(r request) (peer, error) {
+	codec, err := newCodec()
+	if err != nil {
+		return nil, err
+	}
+	client := redis.NewClient(&redis.Options{Addr: r.URL, PoolSize: 4 * lanesDefault})
+	return routed{codec: codec, subscribers: func(consumer string) (message.Subscriber, error) {
+		var all fanIn
+		for i := range lanesDefault {
+			s, err := redisstream.NewSubscriber(redisstream.SubscriberConfig{
+				Client: client, ConsumerGroup: consumer, Consumer: strconv.Itoa(i), DisableIndefiniteInitialBlock: true,
+			}, watermill.NopLogger{})
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, s)
+		}
+		return all, nil
+	}}, nil
+}
+
+// loadRedis fills the stream, in pipelines.
+func loadRedis(ctx context.Context, address string, count int) error {
+	codec, err := newCodec()
+	if err != nil {
+		return err
+	}
+	client := redis.NewClient(&redis.Options{Addr: address})
+	defer func() { _ = client.Close() }()
+	for from := 0; from < count; from += loadBatch {
+		messages, err := newMessages(ctx, codec, from, min(from+loadBatch, count))
+		if err != nil {
+			return err
+		}
+		pipe := client.Pipeline()
+		for _, m := range messages {
+			values, err := redisstream.DefaultMarshallerUnmarshaller{}.Marshal(topicName, m)
+			if err != nil {
+				return err
+			}
+			pipe.XAdd(ctx, &redis.XAddArgs{Stream: topicName, Values: values})
+		}
+		if _, err := pipe.Exec(ctx); err != nil {
+			return fmt.Errorf("load stream: %w", err)
+		}
+	}
+	return nil
+}
+
+// scratch is a directory of this run for a peer's files.
+func (b *bench) scratch() (string, error) {
+	dir, err := os.MkdirTemp(b.server.dir(), "peer-")
+	if err != nil {
+		return "", fmt.Errorf("make directory: %w", err)
+	}
+	return dir, nil
+}
