@@ -135,6 +135,7 @@ func underCause(next message.HandlerFunc) message.HandlerFunc {
 		if err != nil {
 			return nil, err
 		}
+		cause.Consumer = message.HandlerNameFromCtx(m.Context())
 		m.SetContext(domain.WithCause(m.Context(), cause))
 		return next(m)
 	}

@@ -18,6 +18,11 @@ var (
 	// ErrEnded is returned when fn has ended the transaction by itself, by a COMMIT or ROLLBACK of its own. Events were
 	// not published.
 	ErrEnded = errors.New("transaction was ended inside the unit of work")
+	// ErrSecondEffect is returned by Do in a consumer's handler that has had its one effect in this delivery. The event's
+	// inbox row stands for one transaction; what else is to be done belongs into it, or to another consumer.
+	ErrSecondEffect = errors.New("second unit of work for one event")
+	// errRepeated ends an attempt at an event that has had its effect.
+	errRepeated = errors.New("event has had its effect")
 	// ErrClosed is returned by a Work's database handle once its unit of work is over.
 	ErrClosed = errors.New("unit of work is over")
 )

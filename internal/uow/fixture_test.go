@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.uber.org/goleak"
 
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
@@ -21,8 +20,6 @@ import (
 	"postbus/internal/pgtest"
 	"postbus/internal/uow"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // opened and closed are the events of a domain that exists in these tests only.
 type opened struct {

@@ -56,9 +56,17 @@ type withinKey struct{}
 // Do returns nil when the commit stands and every in-process handler succeeded, a *DispatchError when the commit stands
 // and one failed, ErrOutcomeUnknown when the connection was lost during COMMIT. Any other error means that nothing was
 // stored. Once COMMIT has been sent, the end of ctx no longer breaks it off. Do inside of fn returns ErrNested.
+//
+// In a consumer's handler what fn writes, and the events it raises, take effect exactly once for each event: its inbox row
+// is part of the transaction. When the event comes again after a commit that stood, Do returns nil without running fn, so
+// that the handler goes on to what no transaction covers. A handler therefore takes nothing out of fn that it needs
+// afterwards, and has one effect: Do after a Do that committed returns ErrSecondEffect.
 func (m *Manager) Do(ctx context.Context, fn func(ctx context.Context, w *Work) error) error {
-	if ctx.Value(withinKey{}) != nil {
+	switch {
+	case ctx.Value(withinKey{}) != nil:
 		return ErrNested
+	case domain.HasEffect(ctx):
+		return ErrSecondEffect
 	}
 	var committed commit
 	for attempt := 1; ; attempt++ {
@@ -66,10 +74,15 @@ func (m *Manager) Do(ctx context.Context, fn func(ctx context.Context, w *Work) 
 		if committed, err = m.attempt(ctx, fn); err == nil {
 			break
 		}
+		if errors.Is(err, errRepeated) {
+			domain.MarkEffect(ctx)
+			return nil
+		}
 		if attempt == attemptsMax || !wantsRetry(err) || !pause(ctx, attempt) {
 			return err
 		}
 	}
+	domain.MarkEffect(ctx)
 	m.log.Wake(committed.topics...)
 	if err := m.bus.PublishAll(ctx, committed.events); err != nil {
 		return &DispatchError{Err: err}
@@ -91,12 +104,12 @@ func (m *Manager) attempt(ctx context.Context, fn func(ctx context.Context, w *W
 	}
 	defer pooled.Release()
 	conn := pooled.Conn()
-	if _, err := conn.Exec(ctx, "begin"); err != nil {
-		return commit{}, fmt.Errorf("begin transaction: %w", err)
-	}
-	w := &Work{db: querier{conn: conn}}
 	// Runs after a panic and runtime.Goexit as well. After the commit there is nothing left to roll back.
 	defer rollback(ctx, conn)
+	if err := m.begin(ctx, conn); err != nil {
+		return commit{}, err
+	}
+	w := &Work{db: querier{conn: conn}}
 	defer w.db.over.Store(true)
 
 	if err := fn(context.WithValue(ctx, withinKey{}, w), w); err != nil {
@@ -114,6 +127,37 @@ func (m *Manager) attempt(ctx context.Context, fn func(ctx context.Context, w *W
 		return commit{}, ErrEnded
 	}
 	return m.commit(ctx, conn, w.sources)
+}
+
+// begin opens the transaction. In a consumer's handler it notes the event in the inbox, and returns errRepeated when the
+// event has had its effect.
+func (m *Manager) begin(ctx context.Context, conn *pgx.Conn) error {
+	cause := domain.CauseOf(ctx)
+	if cause.Consumer == "" {
+		if _, err := conn.Exec(ctx, "begin"); err != nil {
+			return fmt.Errorf("begin transaction: %w", err)
+		}
+		return nil
+	}
+	batch := &pgx.Batch{}
+	batch.Queue("begin")
+	m.log.Enter(batch, cause.Consumer, cause.EventID)
+	results := conn.SendBatch(ctx, batch)
+	_, err := results.Exec()
+	var entered pgconn.CommandTag
+	if err == nil {
+		entered, err = results.Exec()
+	}
+	if closeErr := results.Close(); err == nil {
+		err = closeErr
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("enter event into inbox: %w", err)
+	case entered.RowsAffected() == 0:
+		return errRepeated
+	}
+	return nil
 }
 
 // commit sends the events and COMMIT in one round trip. The recorders are emptied once it stands.

@@ -70,7 +70,8 @@ var errDryRun = errors.New("dry run")
 
 // Move puts a consumer at a spot in its topic. With dryRun it only tells what that would do. Processes that work for it
 // lose their shares, let go of what they are handling, and go on from the new place; what they were handling at that
-// moment may have its effect beside. It returns ErrUnknownConsumer.
+// moment may have its effect beside. Events that come once more, because the consumer went back, take effect once more
+// (the inbox forgets the consumer, unless it goes to now). It returns ErrUnknownConsumer.
 func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m Movement, err error) {
 	err = l.change(ctx, func(tx pgx.Tx) error {
 		var known bool
@@ -90,6 +91,9 @@ func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m
 			WHERE consumer = $1`, s.Consumer, p.snapshot, p.floor, nullable(p.windowEnd), p.position, p.fence); err != nil {
 			return err
 		}
+		if err := l.forgetEffects(ctx, tx, s.Consumer, to); err != nil {
+			return err
+		}
 		if m.After, _, err = l.status(ctx, tx, s, waitingMax); err != nil || !dryRun {
 			return err
 		}
@@ -102,6 +106,15 @@ func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m
 		l.Wake(s.Topic)
 	}
 	return m, nil
+}
+
+// forgetEffects has events that are handled once more take effect once more: that is what going back is for.
+func (l *Log) forgetEffects(ctx context.Context, tx pgx.Tx, consumer string, to Spot) error {
+	if to.kind == spotNow {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `DELETE FROM `+l.table("inbox")+` WHERE consumer = $1`, consumer)
+	return err
 }
 
 // Rename gives the place of a consumer to another name: that of the same consumer in a newer program. If the new name has a
@@ -118,6 +131,11 @@ func (l *Log) Rename(ctx context.Context, from, to string) error {
 		}
 		if tag.RowsAffected() == 0 {
 			return fmt.Errorf("%w: %s", ErrUnknownConsumer, from)
+		}
+		if _, err := tx.Exec(ctx, `UPDATE `+l.table("inbox")+` SET consumer = $2 WHERE consumer = $1
+			AND NOT EXISTS (SELECT FROM `+l.table("inbox")+` AS new WHERE new.event_id = inbox.event_id AND new.consumer = $2)`,
+			from, to); err != nil {
+			return err
 		}
 		// Whoever works for either name lets go.
 		_, err = tx.Exec(ctx, `UPDATE `+l.table("consumer_shares")+`
