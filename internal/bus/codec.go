@@ -165,16 +165,19 @@ func (c *Codec) Marshal(v any) (*message.Message, error) {
 }
 
 // Unmarshal implements cqrs.CommandEventMarshaler: it decodes the payload into v, a pointer to an event. A message of
-// another version than the catalogue's, or whose payload does not fit, is ErrUndecodable. The error says where it does
-// not fit and quotes nothing of the payload.
+// another version than the catalogue's is ErrUnknownType, one whose payload does not fit is ErrUndecodable. The error says
+// where it does not fit and quotes nothing of the payload.
 func (c *Codec) Unmarshal(m *message.Message, v any) error {
 	definition, ok := c.catalogue.Lookup(Type(m))
 	if !ok {
 		return fmt.Errorf("%w: %s", ErrUnknownType, Type(m))
 	}
-	version, ok := strings.CutPrefix(m.Metadata.Get(attributeSchema), schemaPrefix+definition.Type+":")
-	if !ok || version != strconv.Itoa(definition.Version) {
-		return fmt.Errorf("%w: %s is not of version %d", ErrUndecodable, definition.Type, definition.Version)
+	version, _ := strings.CutPrefix(m.Metadata.Get(attributeSchema), schemaPrefix+definition.Type+":")
+	switch n, err := strconv.Atoi(version); {
+	case err != nil:
+		return fmt.Errorf("%w: %s does not name its version", ErrUndecodable, definition.Type)
+	case n != definition.Version:
+		return fmt.Errorf("%w: %s in version %d, not %d", ErrUnknownType, definition.Type, n, definition.Version)
 	}
 	if err := json.Unmarshal(m.Payload, v); err != nil {
 		return fmt.Errorf("%w: %s of %d bytes %s", ErrUndecodable, definition.Type, len(m.Payload), misfit(err))

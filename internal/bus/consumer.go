@@ -21,25 +21,41 @@ const consumerBytesMax = 60
 // identity: its place in the topic is stored under it. A Consumer is put together while wiring, by one goroutine.
 type Consumer struct {
 	name     string
+	policy   Policy
 	topic    string
 	types    []string
 	handlers []cqrs.GroupEventHandler
 }
 
+// ConsumerOption changes one setting of a Consumer.
+type ConsumerOption func(*Consumer)
+
+// WithPolicy says what becomes of events whose handler fails. Default: Policy's zero value.
+func WithPolicy(p Policy) ConsumerOption { return func(c *Consumer) { c.policy = p } }
+
 // NewConsumer returns a consumer without handlers. The name is lower case, words joined by dashes, the noun first:
-// "welcome-email".
-func NewConsumer(name string) (*Consumer, error) {
+// "welcome-email". It returns ErrEventShape for another name, and ErrPolicy for a policy that cannot be kept.
+func NewConsumer(name string, options ...ConsumerOption) (*Consumer, error) {
 	if len(name) > consumerBytesMax || !consumerPattern.MatchString(name) {
 		return nil, fmt.Errorf("%w: a consumer is named like welcome-email, not %q", ErrEventShape, name)
 	}
-	return &Consumer{name: name}, nil
+	c := &Consumer{name: name}
+	for _, option := range options {
+		option(c)
+	}
+	c.policy = c.policy.withDefaults()
+	if err := c.policy.validate(); err != nil {
+		return nil, fmt.Errorf("consumer %s: %w", name, err)
+	}
+	return c, nil
 }
 
 // Handle adds the handler for event type E. Events of the topic that the consumer has no handler for are passed over.
 //
 // The handler is called at least once for each event, for one key one after another in the order of the commits, for
-// different keys at the same time. The context carries the event's id (domain.CauseOf); it ends when the process is told to
-// stop and its time is up, or when another process has taken over. Handle returns ErrDuplicate for a second handler of
+// different keys at the same time. The context carries the event's id (domain.CauseOf); it ends with the policy's deadline,
+// when the process is told to stop and its time is up, or when another process has taken over. An error or a panic parks
+// the event with its key; Permanent and RetryAfter say more than "again later". Handle returns ErrDuplicate for a second handler of
 // E, and ErrEventShape when E is of another topic than the handlers before.
 func Handle[E domain.Event](c *Consumer, h func(context.Context, E) error) error {
 	eventType, err := typeOf[E]()

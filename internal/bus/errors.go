@@ -7,14 +7,18 @@ import (
 )
 
 var (
-	// ErrUnknownType is returned for an event whose type is not in the catalogue: it cannot be published, since nobody
-	// could read it.
+	// ErrUnknownType is returned for an event whose type is not in the catalogue, or is there in another version: it cannot
+	// be published, since nobody could read it. A stored one waits for a program that knows it.
 	ErrUnknownType = errors.New("event type is not in the catalogue")
 	// ErrEventShape is returned when an event type or a handler is declared in a way that cannot work. It is a
 	// programmer's mistake and comes up while wiring.
 	ErrEventShape = errors.New("event type cannot be used")
 	// ErrDuplicate is returned when a name is taken twice: an event type, a handler's name, a consumer.
 	ErrDuplicate = errors.New("declared twice")
+	// ErrPolicy is returned for a consumer's policy that cannot be kept. It comes up while wiring.
+	ErrPolicy = errors.New("policy cannot be kept")
+	// ErrDeadline is the cause with which the context of a handler ends that has run for longer than its policy allows.
+	ErrDeadline = errors.New("handler overran its deadline")
 	// ErrUndecodable is returned for a stored message that does not fit the event type it names.
 	ErrUndecodable = errors.New("message cannot be decoded")
 )

@@ -23,6 +23,12 @@ type Subscribers interface {
 	Subscriber(consumer string) (message.Subscriber, error)
 }
 
+// Refuser is a Subscribers that wants to know why a message is refused. Refuse is called in the handler's goroutine, before
+// the Nack; reason is a *Failure. Without it a message that is refused comes again as often as the subscriber likes.
+type Refuser interface {
+	Refuse(m *message.Message, reason error)
+}
+
 // closeTimeout is the router's patience beyond the subscribers' own; they end first.
 const closeTimeout = time.Minute
 
@@ -30,8 +36,10 @@ const closeTimeout = time.Minute
 type Router struct {
 	router    *message.Router
 	processor *cqrs.EventGroupProcessor
+	catalogue *Catalogue
+	refuser   Refuser // nil where nobody asks
 	logger    *slog.Logger
-	consumers int
+	consumers map[string]*Consumer
 }
 
 // NewRouter returns a router without consumers. Watermill's own log lines go to adapter, the bus's to logger.
@@ -59,8 +67,11 @@ func NewRouter(codec *Codec, from Subscribers, logger *slog.Logger, adapter wate
 	if err != nil {
 		return nil, fmt.Errorf("make event group processor: %w", err)
 	}
-	r := &Router{router: router, processor: processor, logger: logger}
-	router.AddMiddleware(r.recoverPanics, underCause)
+	r := &Router{
+		router: router, processor: processor, catalogue: codec.catalogue, logger: logger, consumers: make(map[string]*Consumer),
+	}
+	r.refuser, _ = from.(Refuser)
+	router.AddMiddleware(r.tellWhy, r.limitTime, r.recoverPanics, r.knownTypes, underCause)
 	return r, nil
 }
 
@@ -71,7 +82,7 @@ func (r *Router) Add(consumers ...*Consumer) error {
 		if err := r.processor.AddHandlersGroup(c.name, c.handlers...); err != nil {
 			return fmt.Errorf("add consumer %s: %w", c.name, err)
 		}
-		r.consumers++
+		r.consumers[c.name] = c
 	}
 	return nil
 }
@@ -79,7 +90,7 @@ func (r *Router) Add(consumers ...*Consumer) error {
 // Run handles events until ctx ends. Then it stops fetching, lets what is being handled finish, for as long as the
 // subscribers grant it, and returns. It is called once.
 func (r *Router) Run(ctx context.Context) error {
-	if r.consumers == 0 {
+	if len(r.consumers) == 0 {
 		<-ctx.Done()
 		return nil
 	}
@@ -110,6 +121,54 @@ func endedEarly(err error) error {
 		err = errors.New("all subscriptions ended")
 	}
 	return fmt.Errorf("run router: %w", err)
+}
+
+// tellWhy lets the subscriber know why it gets a message back.
+func (r *Router) tellWhy(next message.HandlerFunc) message.HandlerFunc {
+	return func(m *message.Message) ([]*message.Message, error) {
+		produced, err := next(m)
+		if err == nil {
+			return produced, nil
+		}
+		failure := newFailure(err, r.policy(m))
+		if r.refuser != nil {
+			r.refuser.Refuse(m, failure)
+		}
+		return nil, failure
+	}
+}
+
+func (r *Router) policy(m *message.Message) Policy {
+	return r.consumers[message.HandlerNameFromCtx(m.Context())].policy
+}
+
+// limitTime ends the context of a handler that overruns, and names one that goes on all the same.
+func (r *Router) limitTime(next message.HandlerFunc) message.HandlerFunc {
+	return func(m *message.Message) ([]*message.Message, error) {
+		handled := m.Context()
+		ctx, end := withDeadline(handled, r.policy(m).Deadline, func() {
+			r.logger.Error("handler ignores the end of its context", slog.String("consumer", message.HandlerNameFromCtx(handled)),
+				slog.String("event_type", Type(m)), slog.String("message_uuid", m.UUID))
+		})
+		defer end()
+		m.SetContext(ctx)
+		produced, err := next(m)
+		if err != nil && errors.Is(context.Cause(ctx), ErrDeadline) {
+			err = fmt.Errorf("%w: %w", ErrDeadline, err)
+		}
+		return produced, err
+	}
+}
+
+// knownTypes refuses an event of a type that the catalogue does not have, instead of passing over it: the consumer of a
+// newer program, which shares this one's work, may have a handler for it.
+func (r *Router) knownTypes(next message.HandlerFunc) message.HandlerFunc {
+	return func(m *message.Message) ([]*message.Message, error) {
+		if _, ok := r.catalogue.Lookup(Type(m)); !ok {
+			return nil, fmt.Errorf("%w: %s", ErrUnknownType, Type(m))
+		}
+		return next(m)
+	}
 }
 
 // recoverPanics is the one place where a durable handler's panic ends. It becomes an error like any other.

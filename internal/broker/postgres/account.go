@@ -17,6 +17,8 @@ type share struct {
 	stored place
 	ahead  map[int64]bool // handled before this process held it, beyond the place it was claimed at
 	out    int            // messages that are with a handler
+	// pending are changes of its lines that are not stored yet.
+	pending int
 
 	leaving bool    // to be handed over once nothing is out
 	frozen  place   // where it stood when it began to leave
@@ -41,12 +43,21 @@ type entry struct {
 	window uint64
 	begin  place // of its window, on the common track
 	done   bool
+
+	attempts int   // that failed, of one that was taken from a line; its track is nil
+	reason   error // of the refusal, which Refuse was told
 }
 
 // join takes claimed shares up. The reader fetches them with takeUp.
-func (d *delivery) join(handling context.Context, shares []claimed) {
+func (d *delivery) join(handling context.Context, shares []claimed, parked map[string]parkedHead) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer func() {
+		for key, head := range parked {
+			d.parked[key] = &parkedKey{key: key, share: d.shares[head.share], retry: head.retry}
+		}
+		signal(d.parking)
+	}()
 	for _, c := range shares {
 		s := &share{number: c.number, epoch: c.epoch, stored: c.place, ahead: make(map[int64]bool, len(c.ahead))}
 		s.ctx, s.cancel = context.WithCancelCause(handling) //nolint:fatcontext // one for each share
@@ -100,6 +111,9 @@ func (d *delivery) endWindow(window uint64, boundary place, joined []*track) {
 
 // advance moves the place of a track over what is done. A track of its own that has caught up ends.
 func (d *delivery) advance(t *track) {
+	if t == nil { // of a message that was taken from a line
+		return
+	}
 	moved := false
 	for len(t.open) > 0 && t.open[0].done {
 		e := t.open[0]
@@ -129,7 +143,7 @@ func (d *delivery) advance(t *track) {
 		d.settle(t)
 	}
 	if moved {
-		d.changed.Broadcast()
+		d.closed.Broadcast()
 		signal(d.dirty)
 	}
 }
@@ -202,6 +216,7 @@ func (d *delivery) leave(s *share) {
 
 // dropQueues takes the share's queues away and returns the entries that are out; back closes those.
 func (d *delivery) dropQueues(s *share) (out map[*entry]bool) {
+	d.dropLines(s)
 	out = make(map[*entry]bool)
 	for key, q := range d.queues {
 		if q.share != s {
@@ -274,7 +289,7 @@ func (d *delivery) due() []checkpoint {
 	var all []checkpoint
 	for _, s := range d.shares {
 		switch {
-		case s.leaving && s.out == 0:
+		case s.leaving && s.out == 0 && s.pending == 0:
 			all = append(all, checkpoint{number: s.number, epoch: s.epoch, place: s.frozen, ahead: s.handled, release: true})
 		case !s.leaving && s.track.place != s.stored:
 			all = append(all, checkpoint{number: s.number, epoch: s.epoch, place: s.track.place,
@@ -294,7 +309,7 @@ func (d *delivery) remaining() []checkpoint {
 		if !s.leaving {
 			d.leave(s)
 		}
-		all = append(all, checkpoint{number: s.number, epoch: s.epoch, place: s.frozen, ahead: s.handled, release: s.out == 0})
+		all = append(all, checkpoint{number: s.number, epoch: s.epoch, place: s.frozen, ahead: s.handled, release: s.out == 0 && s.pending == 0})
 	}
 	return all
 }

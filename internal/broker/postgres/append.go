@@ -93,6 +93,9 @@ func (s schema) InsertQuery(topic string, messages message.Messages) (sql.Query,
 // keyAttribute is the CloudEvents extension attribute that carries a message's key.
 const keyAttribute = "partitionkey"
 
+// typeAttribute is the CloudEvents attribute that carries an event's type.
+const typeAttribute = "type"
+
 // keyOf is what a message is ordered by. One without a key is ordered by its id, and so in nobody's way.
 func keyOf(m *message.Message) string {
 	if key := m.Metadata.Get(keyAttribute); key != "" {

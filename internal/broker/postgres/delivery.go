@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"sync"
@@ -22,9 +23,11 @@ type delivery struct {
 	dirty   chan struct{}
 	joined  chan struct{}
 	emptied chan struct{} // the last share was handed over
+	parking chan struct{} // something is to be parked, or taken from a line
+	logger  *slog.Logger
 
 	mu       sync.Mutex
-	changed  *sync.Cond // entries were closed
+	closed   *sync.Cond // entries were closed
 	queues   map[string]*queue
 	shares   map[int16]*share
 	joining  []*track // claimed, and not yet with the reader
@@ -35,6 +38,10 @@ type delivery struct {
 	entries  int
 	bytes    int
 	active   time.Time // when the last message came or went
+	parked   map[string]*parkedKey
+	changes  []change // of lines, to be stored
+	loaded   int      // bytes that were taken from lines and are not handled yet
+	pace
 }
 
 // queue has the open entries of one key, in log order.
@@ -42,8 +49,9 @@ type queue struct {
 	key     string
 	share   *share
 	entries []*entry
-	refused int  // how often the first was
-	out     bool // the first is with a handler
+	refused int        // how often the first was
+	out     bool       // the first is with a handler
+	line    *parkedKey // that the entries were taken from; nil for those of the log
 }
 
 func newDelivery(config Config, valid func() bool, out chan<- *message.Message) *delivery {
@@ -53,11 +61,15 @@ func newDelivery(config Config, valid func() bool, out chan<- *message.Message) 
 		dirty:   make(chan struct{}, 1),
 		joined:  make(chan struct{}, 1),
 		emptied: make(chan struct{}, 1),
+		parking: make(chan struct{}, 1),
+		logger:  slog.New(slog.DiscardHandler),
+		parked:  make(map[string]*parkedKey),
+		pace:    newPace(),
 		active:  time.Now(),
 		queues:  make(map[string]*queue),
 		shares:  make(map[int16]*share),
 	}
-	d.changed = sync.NewCond(&d.mu)
+	d.closed = sync.NewCond(&d.mu)
 	return d
 }
 
@@ -83,6 +95,9 @@ func (d *delivery) add(ctx context.Context, t *track, r row, s *share, window ui
 		return nil
 	}
 	key := r.key()
+	if d.behindLine(e, key) {
+		return nil
+	}
 	q := d.queues[key]
 	if q == nil {
 		q = &queue{key: key, share: s}
@@ -104,10 +119,10 @@ func (d *delivery) awaitRoom(ctx context.Context, bytes int) error {
 	defer context.AfterFunc(ctx, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.changed.Broadcast()
+		d.closed.Broadcast()
 	})()
 	for full() && ctx.Err() == nil {
-		d.changed.Wait()
+		d.closed.Wait()
 	}
 	return ctx.Err()
 }
@@ -118,7 +133,7 @@ func (d *delivery) runLane(reading context.Context) {
 		select {
 		case <-reading.Done():
 		case q := <-d.ready:
-			d.deliver(reading, q)
+			d.paced(reading, func() { d.deliver(reading, q) })
 		}
 	}
 }
@@ -136,7 +151,7 @@ func (d *delivery) deliver(reading context.Context, q *queue) {
 	m.Metadata = maps.Clone(e.metadata)              // the handler may write to its own
 	ctx, end := context.WithCancelCause(e.share.ctx) // ends with the message's answer, as message.Subscriber has it
 	defer func() { end(context.Cause(e.share.ctx)) }()
-	m.SetContext(ctx)
+	m.SetContext(context.WithValue(ctx, flightKey{}, e))
 	if !d.valid() {
 		sleep(reading, invalidWait)
 		d.back(q, e, false)
@@ -181,51 +196,83 @@ func (d *delivery) back(q *queue, e *entry, done bool) {
 	d.active = time.Now()
 	q.out = false
 	s.out--
-	if s.leaving { // its queues are gone
-		if done {
-			s.handled = append(s.handled, e.position)
-		}
-		e.done = true // so that it holds up no other share
-		d.advance(e.track)
-		signal(d.dirty)
-		return
-	}
 	if done {
+		d.succeeded()
+	}
+	switch {
+	case e.track == nil && done:
+		d.handled(q)
+	case s.leaving: // its queues are gone
+		d.closeLeaving(e, done)
+		return
+	case done:
 		e.done = true
 		q.entries[0] = nil
 		q.entries = q.entries[1:]
 		q.refused = 0
 	}
-	if len(q.entries) == 0 {
-		delete(d.queues, q.key)
-	} else {
+	switch {
+	case s.leaving:
+		signal(d.dirty)
+		return
+	case len(q.entries) > 0:
 		d.ready <- q
+	case q.line == nil:
+		delete(d.queues, q.key)
 	}
 	d.advance(e.track)
 }
 
-// refused makes the queue ready again after a wait. Until then its first message is not out.
-func (d *delivery) refused(reading context.Context, q *queue, e *entry) {
-	d.mu.Lock()
-	leaving := q.share.leaving
-	if !leaving {
-		q.out = false
-		q.share.out--
-		q.refused++
-	}
-	wait := backoff(q.refused, d.config.RetryMin, d.config.RetryMax)
-	d.mu.Unlock()
-	if leaving {
-		d.back(q, e, false)
+// closeLeaving closes an entry of a share that is being handed over, so that it holds up no other share.
+func (d *delivery) closeLeaving(e *entry, done bool) {
+	signal(d.dirty)
+	if e.track == nil {
 		return
 	}
-	time.AfterFunc(wait, func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if reading.Err() == nil && len(q.entries) > 0 {
-			d.ready <- q
-		}
-	})
+	if done {
+		e.share.handled = append(e.share.handled, e.position)
+	}
+	e.done = true
+	d.advance(e.track)
+}
+
+// refused parks the first message of the queue, if the reason says how. Otherwise it makes the queue ready again after a
+// wait; until then its first message is not out.
+func (d *delivery) refused(reading context.Context, q *queue, e *entry) {
+	v, explained := judge(e.reason, e.attempts+1)
+	e.reason = nil
+	if wait, again := d.refuse(q, e, v, explained); again {
+		time.AfterFunc(wait, func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if reading.Err() == nil && len(q.entries) > 0 {
+				d.ready <- q
+			}
+		})
+	}
+}
+
+func (d *delivery) refuse(q *queue, e *entry, v verdict, explained bool) (wait time.Duration, again bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.active = time.Now()
+	q.out = false
+	q.share.out--
+	switch {
+	case q.share.leaving:
+		d.closeLeaving(e, false)
+		return 0, false
+	case !explained:
+		q.refused++
+		return backoff(q.refused, d.config.RetryMin, d.config.RetryMax), true
+	case d.failed(v):
+		return 0, true // the pace makes it wait
+	case q.line != nil:
+		d.failAgain(q, v)
+	default:
+		d.park(q, v)
+	}
+	return 0, false
 }
 
 // backoff doubles from shortest to longest, with up to half of it taken off at random.

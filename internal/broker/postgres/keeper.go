@@ -61,7 +61,16 @@ func (k *keeper) balance(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		k.delivery.join(k.handling, claimed)
+		// From here on nobody else parks anything of these shares.
+		numbers := make([]int16, len(claimed))
+		for i, c := range claimed {
+			numbers[i] = c.number
+		}
+		parked, err := k.log.parkedKeys(attempt, k.consumer, numbers)
+		if err != nil {
+			return err // the leases run out
+		}
+		k.delivery.join(k.handling, claimed, parked)
 	}
 	return nil
 }
@@ -69,6 +78,7 @@ func (k *keeper) balance(ctx context.Context) error {
 // rest gives up all shares and waits for an event. An idle process writes nothing, and so takes no transaction ids.
 func (k *keeper) rest(ctx context.Context) error {
 	woken := k.log.wakeup.next(k.topic) // before the look below
+	due := k.log.wakeup.next(dueMark + k.consumer)
 	k.delivery.giveUp(shareCount)
 	for len(k.delivery.numbers()) > 0 {
 		select {
@@ -89,6 +99,7 @@ func (k *keeper) rest(ctx context.Context) error {
 	if status.Waiting == 0 {
 		select {
 		case <-woken:
+		case <-due:
 		case <-ctx.Done():
 			return nil
 		}

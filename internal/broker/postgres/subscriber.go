@@ -116,6 +116,7 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 
 	term := newTerm(s.log.config.Lease)
 	d := newDelivery(s.log.config, term.valid, out)
+	d.logger = s.logger
 	var keeping, lanes, reader sync.WaitGroup
 	keepCtx, endKeeping := context.WithCancel(handling)
 	k := keeper{Subscriber: s, topic: topic, delivery: d, term: term, reading: reading, handling: handling}
@@ -125,6 +126,7 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 		}
 	})
 	keeping.Go(func() { s.keepStoring(keepCtx, d) })
+	keeping.Go(func() { s.keepParking(keepCtx, d) })
 	for range s.log.config.Lanes {
 		lanes.Go(func() { d.runLane(reading) })
 	}
@@ -138,7 +140,7 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 	s.drain(&lanes, abandon)
 	endKeeping()
 	keeping.Wait()
-	finished := s.finish(stop, d)
+	finished := errors.Join(s.storeChanges(stop, d), s.finish(stop, d))
 	if stop.Err() == nil {
 		return errors.Join(context.Cause(reading), finished)
 	}

@@ -252,7 +252,7 @@ func TestManyMessagesAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := newDelivery(l.config, func() bool { return true }, make(chan *message.Message))
-	d.join(t.Context(), shares)
+	d.join(t.Context(), shares, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	s := newSubscriber(l, "reader")
@@ -331,7 +331,7 @@ func TestLargeMessagesAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := newDelivery(l.config, func() bool { return true }, make(chan *message.Message))
-	d.join(t.Context(), shares)
+	d.join(t.Context(), shares, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if err := newSubscriber(l, "reader").read(ctx, "user", d); !errors.Is(err, context.DeadlineExceeded) {

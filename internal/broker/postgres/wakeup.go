@@ -158,6 +158,9 @@ func (l *Log) poll(ctx context.Context) {
 	}
 }
 
+// dueMark stands before a consumer's name where a signal is for what it has parked. No topic begins with it.
+const dueMark = "!"
+
 // look compares each topic with where it was seen last, from where something new can be. What was not seen before is
 // signalled once to be sure.
 func (l *Log) look(ctx context.Context, topics []string, seen map[string]place) error {
@@ -181,7 +184,10 @@ func (l *Log) look(ctx context.Context, topics []string, seen map[string]place) 
 				AND position > $%[5]d AND position + 0 <= $%[4]d) AS late`,
 			table, n+1, n+2, n+3, n+4)
 	}
-	query.WriteString(`) AS topics`)
+	// A consumer that rests is woken for what it has parked.
+	query.WriteString(`) AS topics UNION ALL SELECT '', '` + dueMark + `' || consumer, 0, true FROM ` + l.table("consumers") + ` AS c
+		WHERE EXISTS (SELECT FROM ` + l.table("parked") + ` AS p
+			WHERE p.consumer = c.consumer AND p.state = 'retry' AND p.run_at <= clock_timestamp())`)
 	rows, err := l.pool.Query(ctx, query.String(), append([]any{l.perValue}, args...)...)
 	if err != nil {
 		return fmt.Errorf("look at topics: %w", err)
@@ -190,6 +196,10 @@ func (l *Log) look(ctx context.Context, topics []string, seen map[string]place) 
 	var floor int64
 	var late bool
 	_, err = pgx.ForEachRow(rows, []any{&now, &topic, &floor, &late}, func() error {
+		if strings.HasPrefix(topic, dueMark) {
+			l.wakeup.signal(topic)
+			return nil
+		}
 		last, known := seen[topic]
 		seen[topic] = place{snapshot: now, floor: max(last.floor, floor)}
 		if !known || floor > last.floor || late {
