@@ -133,7 +133,7 @@ func (d *delivery) takeChanges() []change {
 		}
 		p.behind = p.behind[n:]
 	}
-	return d.changes[:min(len(d.changes), parkRowsMax)]
+	return slices.Clone(d.changes[:min(len(d.changes), parkRowsMax)])
 }
 
 // changed notes that changes have reached the table, those of the shares that are held. It returns how many shares were lost.

@@ -67,6 +67,8 @@ func (d *delivery) failed(v verdict) (stays bool) {
 	}
 	d.failing++
 	switch {
+	case d.slow && time.Now().Before(d.next):
+		return true // it was under way before
 	case d.slow:
 		d.pause = min(2*d.pause, slowMax)
 	case d.failing >= slowAfter || full:

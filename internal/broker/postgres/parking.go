@@ -5,6 +5,7 @@ import (
 	"crypto/md5" //nolint:gosec // spreads keys; nothing is guarded by it
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,7 +124,9 @@ func (l *Log) park(ctx context.Context, consumer, owner string, changes []change
 				continue
 			}
 			hash := keyHash(c.key)
-			lines = append(lines, hash)
+			if !slices.Contains(lines, hash) {
+				lines = append(lines, hash)
+			}
 			if err := l.queueChange(batch, consumer, hash, c); err != nil {
 				return err
 			}
@@ -181,14 +184,15 @@ func (l *Log) queueChange(batch *pgx.Batch, consumer string, hash uuid.UUID, c c
 	return nil
 }
 
-// promoteSQL makes the first row of each of the lines its head, if it is not yet. It finds the first by index, however many
-// wait behind it.
+// promoteSQL makes the first row of each of the lines its head, if it is not yet. It finds the first by index and the row by
+// its address, however many wait behind it: joined by their keys the two would be read whole while the table's statistics
+// are those of an empty one.
 func (l *Log) promoteSQL() string {
-	return `UPDATE ` + l.table("parked") + ` AS p SET state = 'retry', run_at = clock_timestamp()
-		FROM unnest($2::uuid[]) AS line (key_hash) CROSS JOIN LATERAL (
-			SELECT position FROM ` + l.table("parked") + ` AS first
+	return `UPDATE ` + l.table("parked") + ` SET state = 'retry', run_at = clock_timestamp() WHERE ctid = ANY (ARRAY(
+		SELECT head.ctid FROM unnest($2::uuid[]) AS line (key_hash) CROSS JOIN LATERAL (
+			SELECT ctid, state FROM ` + l.table("parked") + ` AS first
 			WHERE first.consumer = $1 AND first.key_hash = line.key_hash AND first.state <> 'dead' ORDER BY position LIMIT 1) AS head
-		WHERE p.consumer = $1 AND p.key_hash = line.key_hash AND p.position = head.position AND p.state = 'behind'`
+		WHERE head.state = 'behind'))`
 }
 
 // parkedKeys returns the keys of the shares that have a line, and whether its head is to be tried.
