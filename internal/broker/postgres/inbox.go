@@ -12,7 +12,8 @@ import (
 // The inbox holds (event, consumer) for each effect that was committed, so that an event that is delivered again has none.
 // A row is written in the transaction of its effect. It may go when no delivery can bring its event again: when the
 // consumer has passed it for good. The event was committed before its handler began, and a row's transaction id is drawn
-// after that; so if a share's snapshot has no transaction under way up to the row's id, it has the event too.
+// after that; so if a share's snapshot has no transaction under way up to the row's id, it has the event too. What is parked may come
+// again however long ago it was passed.
 const (
 	// inboxAge is how long a row is kept beyond the time at which its event was made, whatever the consumer has passed: a
 	// process that was paused in the middle of a handler may come back.
@@ -47,5 +48,6 @@ func (l *Log) sweepInboxSQL() string {
 		AND coalesce(xid < (SELECT pg_snapshot_xmin(snapshot) FROM ` + l.table("consumer_shares") + ` AS s
 				WHERE s.consumer = i.consumer ORDER BY 1 LIMIT 1),
 			handled_at < now() - $2::interval)
+		AND NOT EXISTS (SELECT FROM ` + l.table("parked") + ` AS p WHERE p.event_id = i.event_id AND p.consumer = i.consumer)
 		ORDER BY event_id LIMIT $3)`
 }

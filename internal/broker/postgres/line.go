@@ -204,9 +204,13 @@ func (d *delivery) load(key string, rows []waitingRow, exists bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p := d.parked[key]
+	if p == nil {
+		p = d.newLine(key, rows)
+	}
 	if p == nil || p.queue != nil || slices.ContainsFunc(d.changes, func(c change) bool { return c.key == key }) {
 		return // lost meanwhile, or what was read is not what there will be
 	}
+	d.parked[key] = p
 	p.ended = false
 	switch {
 	case !exists:
@@ -223,6 +227,19 @@ func (d *delivery) load(key string, rows []waitingRow, exists bool) {
 	}
 }
 
+// newLine is for a line that somebody else has begun, by having a dead event tried again whose key had gone on. While the
+// key has events under way it has to wait; whoever asks, asks again.
+func (d *delivery) newLine(key string, rows []waitingRow) *parkedKey {
+	if len(rows) == 0 || d.queues[key] != nil {
+		return nil
+	}
+	s := d.shares[rows[0].share]
+	if s == nil || s.leaving {
+		return nil
+	}
+	return &parkedKey{key: key, share: s, retry: true}
+}
+
 // parkEvery is how often lines are looked at while one of them is to be tried; without one nothing is asked.
 const parkEvery = 250 * time.Millisecond
 
@@ -230,26 +247,35 @@ const parkEvery = 250 * time.Millisecond
 func (s *Subscriber) keepParking(ctx context.Context, d *delivery) {
 	tick := time.NewTicker(parkEvery)
 	defer tick.Stop()
+	told := false
 	for ctx.Err() == nil {
-		if err := s.parkOnce(ctx, d); err != nil && ctx.Err() == nil {
+		due := s.log.wakeup.next(dueMark + s.consumer)
+		if err := s.parkOnce(ctx, d, told); err != nil && ctx.Err() == nil {
 			s.logger.Warn("parking interrupted, will be tried again", slog.Any("error", err))
 			sleep(ctx, s.log.config.RetryMin)
 			signal(d.parking)
 		}
+		told = false
 		select {
 		case <-ctx.Done():
 		case <-d.parking:
 		case <-tick.C:
+		case <-due:
+			told = true
 		}
 	}
 }
 
-// parkOnce is one turn. What changed is stored before lines are read.
-func (s *Subscriber) parkOnce(ctx context.Context, d *delivery) error {
+// parkOnce is one turn. What changed is stored before lines are read. When the process was told that something is due it
+// looks at all its shares, since an operator may have had it tried again.
+func (s *Subscriber) parkOnce(ctx context.Context, d *delivery, told bool) error {
 	if err := s.storeChanges(ctx, d); err != nil {
 		return err
 	}
 	keys, shares := d.wanted()
+	if told {
+		shares = d.numbers()
+	}
 	if len(shares) > 0 {
 		due, err := s.log.dueKeys(ctx, s.consumer, shares)
 		if err != nil {

@@ -19,6 +19,8 @@ type Status struct {
 	// Waiting is how many events of the topic it has yet to pass, counted up to a limit; More tells that there are others.
 	Waiting int
 	More    bool
+	// Parked is how many events failed or wait behind such, counted up to the limit as well, and Dead how many are dead.
+	Parked, Dead int
 	// Oldest is the age of the oldest of them, by the database's clock; 0 when none waits.
 	Oldest time.Duration
 }
@@ -58,6 +60,13 @@ func (l *Log) status(ctx context.Context, db rowQuerier, s Subscription, most in
 			LIMIT $3)
 		SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8 FROM waiting`,
 		s.Consumer, shareCount, most+1).Scan(&status.Waiting, &age)
+	if err != nil {
+		return status, false, fmt.Errorf("read status of %s: %w", s.Consumer, err)
+	}
+	err = db.QueryRow(ctx, `SELECT
+		(SELECT count(*) FROM (SELECT FROM `+l.table("parked")+` WHERE consumer = $1 AND state IN ('retry', 'behind') LIMIT $2) AS p),
+		(SELECT count(*) FROM (SELECT FROM `+l.table("parked")+` WHERE consumer = $1 AND state IN ('held', 'dead')
+			AND resolved_at IS NULL LIMIT $2) AS d)`, s.Consumer, most).Scan(&status.Parked, &status.Dead)
 	if err != nil {
 		return status, false, fmt.Errorf("read status of %s: %w", s.Consumer, err)
 	}

@@ -17,11 +17,13 @@ CREATE TABLE parked (
 	notes       jsonb NOT NULL DEFAULT '[]', -- what operators did: {at, by, did, note}
 	parked_at   timestamptz NOT NULL DEFAULT now(),
 	dead_at     timestamptz CHECK ((state IN ('held', 'dead')) = (dead_at IS NOT NULL)),
+	resolved_at timestamptz CHECK (resolved_at IS NULL OR state = 'dead'), -- somebody has discarded it
 	PRIMARY KEY (consumer, key_hash, position)
 );
 -- The line of a key, whose head is what is tried next.
 CREATE INDEX parked_line ON parked (consumer, key_hash, position) WHERE state <> 'dead';
 CREATE INDEX parked_heads ON parked (consumer, share) WHERE state IN ('retry', 'held');
 CREATE INDEX parked_due ON parked (consumer, run_at) WHERE state = 'retry';
-CREATE INDEX parked_dead ON parked (consumer, fingerprint, dead_at) WHERE state IN ('held', 'dead');
+CREATE INDEX parked_dead ON parked (consumer, fingerprint, dead_at) WHERE state IN ('held', 'dead') AND resolved_at IS NULL;
+CREATE INDEX parked_resolved ON parked (resolved_at) WHERE resolved_at IS NOT NULL;
 CREATE INDEX parked_event ON parked (event_id);

@@ -1,0 +1,136 @@
+package postgres
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// graveyard has, for the consumer "reader", three dead events that hold their keys, with one behind each, and one that let its
+// key pass. They fail until mended.
+func graveyard(t *testing.T) (l *Log, in *inbox, mended *atomic.Bool) {
+	t.Helper()
+	l = newLog(t, Config{Poll: 50 * time.Millisecond}, "reader")
+	mended = new(atomic.Bool)
+	in = work(t.Context(), t, l, "reader", func(m *message.Message) error {
+		key, first := m.Metadata.Get(keyAttribute), strings.Contains(string(m.Payload), `"n":1}`)
+		if mended.Load() || !first {
+			return nil
+		}
+		if key == "pass" {
+			return reason{text: "passes 7", class: "permanent", pass: true}
+		}
+		return reason{text: fmt.Sprintf("no %d", len(m.UUID)*int(m.UUID[3])), class: "permanent"} // alike but for a number
+	})
+	for _, key := range []string{"a", "b", "c", "pass"} {
+		publish(t, l, event(key, 1), event(key, 2))
+	}
+	eventually(t, "them to be dead", func() bool {
+		parked := isParked(t, l, "reader")
+		return parked["held"] == 3 && parked["behind"] == 3 && parked["dead"] == 1 && len(in.all()) == 1
+	})
+	return l, in, mended
+}
+
+func TestDeadEventsAreGroupedAndKept(t *testing.T) {
+	t.Parallel()
+	l, _, _ := graveyard(t)
+	groups, err := l.DeadGroups(t.Context())
+	if err != nil || len(groups) != 2 || groups[0].Count+groups[1].Count != 4 || groups[0].Class != "permanent" {
+		t.Fatalf("the groups are %+v, %v", groups, err)
+	}
+	letters, err := l.DeadLetters(t.Context(), Dead{Consumer: "reader", Key: "a"})
+	if err != nil || len(letters) != 1 {
+		t.Fatalf("the letters are %+v, %v", letters, err)
+	}
+	d := letters[0]
+	if !d.Holds || d.Behind != 1 || d.Attempts != 1 || string(d.Payload) != payloads("a", 1, 1)[0] ||
+		!strings.Contains(string(d.Metadata), `"a"`) || !strings.Contains(string(d.Failures), "stack of no") ||
+		!strings.Contains(string(d.Failures), `"version"`) {
+		t.Errorf("the letter is %+v", d)
+	}
+	status, _, err := l.Status(t.Context(), Subscription{Consumer: "reader", Topic: "user"})
+	if err != nil || status.Parked != 3 || status.Dead != 4 {
+		t.Errorf("the status is %+v, %v", status, err)
+	}
+}
+
+// TestDeadEventsAreResolved: one, a key's, a group's or all; each key goes on in order, and who did it stays on record.
+func TestDeadEventsAreResolved(t *testing.T) {
+	t.Parallel()
+	l, in, mended := graveyard(t)
+	note := Note{By: "tester", Text: "because"}
+	resolve := func(which Dead, what Resolution, want int, handled ...string) {
+		t.Helper()
+		which.Consumer = "reader"
+		before := isParked(t, l, "reader")
+		if n, err := l.Resolve(t.Context(), which, what, note, nil, true); err != nil || n != want ||
+			isParked(t, l, "reader")["held"] != before["held"] || isParked(t, l, "reader")["dead"] != before["dead"] {
+			t.Errorf("%v of %+v, dry run: %d, %v", what, which, n, err)
+		}
+		had := len(in.all())
+		if n, err := l.Resolve(t.Context(), which, what, note, nil, false); err != nil || n != want {
+			t.Errorf("%v of %+v: %d, %v", what, which, n, err)
+		}
+		got := in.await(t, had+len(handled))[had:]
+		slices.Sort(got)
+		slices.Sort(handled)
+		if !slices.Equal(got, handled) {
+			t.Errorf("%v of %+v: handled were %q", what, which, got)
+		}
+	}
+	resolve(Dead{Key: "a"}, Discard, 1, payloads("a", 2, 2)...)
+	resolve(Dead{Key: "b"}, Release, 1, payloads("b", 2, 2)...)
+	resolve(Dead{Key: "b"}, Release, 0) // it holds nothing any more
+	mended.Store(true)
+	resolve(Dead{Key: "c"}, Retry, 1, payloads("c", 1, 2)...)
+	resolve(Dead{}, Retry, 2, payloads("b", 1, 1)[0], payloads("pass", 1, 1)[0])
+	eventually(t, "only the discarded one to be left", func() bool { return fmt.Sprint(isParked(t, l, "reader")) == "map[dead:1]" })
+	var notes string
+	if err := l.pool.QueryRow(t.Context(), `SELECT notes::text FROM postbus.parked`).Scan(&notes); err != nil ||
+		!strings.Contains(notes, `"did": "discard"`) || !strings.Contains(notes, `"by": "tester"`) {
+		t.Errorf("the notes are %s, %v", notes, err)
+	}
+	if left, err := l.DeadLetters(t.Context(), Dead{Consumer: "reader"}); err != nil || len(left) != 0 {
+		t.Errorf("there are %+v, %v", left, err)
+	}
+	publish(t, l, event("a", 3), event("c", 3))
+	in.await(t, 9)
+	for _, c := range []struct {
+		age  time.Duration
+		left int
+	}{{resolvedAge - time.Hour, 1}, {resolvedAge + time.Hour, 0}} {
+		if _, err := l.pool.Exec(t.Context(), `UPDATE postbus.parked SET resolved_at = now() - $1::interval WHERE state = 'dead'`,
+			c.age); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.sweepResolved(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := isParked(t, l, "reader")["dead"]; got != c.left {
+			t.Errorf("%s after it was discarded there are %d", c.age, got)
+		}
+	}
+}
+
+// TestDeadEventIsEdited and tried again; for one event only.
+func TestDeadEventIsEdited(t *testing.T) {
+	t.Parallel()
+	l, in, _ := graveyard(t)
+	edited := []byte(`{"key":"a","n":100}`)
+	if _, err := l.Resolve(t.Context(), Dead{Consumer: "reader"}, Retry, Note{}, edited, false); !errors.Is(err, ErrNotOne) {
+		t.Errorf("several at once: %v", err)
+	}
+	if n, err := l.Resolve(t.Context(), Dead{Consumer: "reader", Key: "a"}, Retry, Note{}, edited, false); err != nil || n != 1 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if got := in.await(t, 3); !slices.Equal(of("a", got), []string{string(edited), payloads("a", 2, 2)[0]}) {
+		t.Errorf("handled were %q", got)
+	}
+}
