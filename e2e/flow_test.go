@@ -122,9 +122,9 @@ $`)
 // wantList waits until --list says that a consumer process has handled everything.
 func (s *site) wantList() {
 	s.t.Helper()
-	want := regexp.MustCompile(`^CONSUMER +TOPIC +WAITING +OLDEST +RUNS IN +EVENT TYPES
-verification-email +user +0 +- +\S+/\d+/\S+ +user\.registered, user\.verification_requested, user\.registration_repeated
-welcome-email +user +0 +- +\S+/\d+/\S+ +user\.email_verified
+	want := regexp.MustCompile(`^CONSUMER +TOPIC +WAITING +OLDEST +PARKED +DEAD +RUNS IN +EVENT TYPES
+verification-email +user +0 +- +0 +0 +\S+/\d+/\S+ +user\.registered, user\.verification_requested, user\.registration_repeated
+welcome-email +user +0 +- +0 +0 +\S+/\d+/\S+ +user\.email_verified
 $`)
 	until(s.t, "--list says that nothing waits", func() bool {
 		list := s.start(consumer, nil, "--list")

@@ -40,6 +40,7 @@ type office struct {
 	letters watched[[]letter]
 	held    watched[int] // how many letters hold has caught
 
+	refuses watched[string]               // the recipient that it does not have
 	hangUps atomic.Int32                  // for how many letters it hangs up after the final dot
 	hold    atomic.Pointer[chan struct{}] // if set, the answer to the final dot waits for it to be closed
 }
@@ -138,6 +139,9 @@ func (s *session) Mail(string, *gosmtp.MailOptions) error { return nil }
 
 func (s *session) Rcpt(to string, _ *gosmtp.RcptOptions) error {
 	s.to = to
+	if unknown, _ := s.office.refuses.get(); unknown == to {
+		return &gosmtp.SMTPError{Code: 550, EnhancedCode: gosmtp.EnhancedCode{5, 1, 1}, Message: "no such person"}
+	}
 	return nil
 }
 

@@ -1,5 +1,6 @@
 // Command consumer runs the application's consumers as a process of their own, all of them or those named by --only.
-// --list shows them and where each stands, --move and --rename change that; --help lists the settings.
+// --list shows them and where each stands, --move and --rename change that, --dead deals with what they have given up;
+// --help lists the settings.
 package main
 
 import (
@@ -29,6 +30,8 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 	switch {
 	case c.Move != "":
 		return errors.Join(b.Move(ctx, os.Stdout, c.Move, c.To, c.Apply), b.Close())
+	case c.Dead != "":
+		return errors.Join(b.Dead(ctx, os.Stdout, c), b.Close())
 	case c.RenameFrom != "":
 		return errors.Join(b.Rename(ctx, os.Stdout, c.RenameFrom, c.RenameTo), b.Close())
 	}

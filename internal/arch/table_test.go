@@ -55,7 +55,7 @@ var table = []row{
 
 	// What every program needs and no rule depends on.
 	// Settings are checked by who will read them: pgx's parser judges DATABASE_URL.
-	{pkg: "internal/config", may: []string{modPgx, "golang.org/x/net/idna", "golang.org/x/term"}},
+	{pkg: "internal/config", may: []string{modPgx, modUUID, "golang.org/x/net/idna", "golang.org/x/term"}},
 	// Telemetry is Watermill's logger too, and tells a Postgres error by its SQLSTATE.
 	{pkg: "internal/telemetry", may: []string{modWatermill, modPgx, "golang.org/x/term"}},
 	{pkg: "internal/migrate", may: []string{modPgx}},

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 
 	"postbus/internal/broker/postgres"
@@ -26,6 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // running is a router on a real log.
 type running struct {
+	pool  *pgxpool.Pool
 	log   *postgres.Log
 	codec *bus.Codec
 	send  func(*testing.T, context.Context, ...domain.Event)
@@ -68,7 +71,7 @@ func start(t *testing.T, consumers ...*bus.Consumer) running {
 		must(t, pool.SendBatch(ctx, batch).Close())
 		log.Wake(catalogue.Topics()...)
 	}
-	return running{log: log, codec: codec, send: send, logs: logs}
+	return running{pool: pool, log: log, codec: codec, send: send, logs: logs}
 }
 
 func consumer(t *testing.T, name string) *bus.Consumer {
@@ -196,4 +199,59 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// TestOverrunIsRetriedAndNeverBesideItself: the context ends, and the event comes again only when the handler has returned.
+func TestOverrunIsRetriedAndNeverBesideItself(t *testing.T) {
+	t.Parallel()
+	c, err := bus.NewConsumer("forester", bus.WithPolicy(bus.Policy{Deadline: 20 * time.Millisecond, BackoffMin: time.Millisecond}))
+	must(t, err)
+	var running, tries atomic.Int32
+	got := make(chan string, 1)
+	must(t, bus.Handle(c, func(ctx context.Context, e planted) error {
+		if running.Add(1) > 1 {
+			t.Error("two at once")
+		}
+		defer running.Add(-1)
+		if tries.Add(1) == 1 {
+			<-ctx.Done()
+			if !errors.Is(context.Cause(ctx), bus.ErrDeadline) {
+				t.Errorf("the context ended by %v", context.Cause(ctx))
+			}
+			<-time.After(100 * time.Millisecond) // it takes its time to heed that
+			return ctx.Err()
+		}
+		got <- e.ID
+		return nil
+	}))
+	start(t, c).send(t, t.Context(), planted{"oak"})
+	collect(t, got, 1)
+}
+
+// TestUnknownTypeWaitsForAProgramThatKnowsIt instead of being passed over: a newer program shares the work.
+func TestUnknownTypeWaitsForAProgramThatKnowsIt(t *testing.T) {
+	t.Parallel()
+	got := make(chan string, 2)
+	c := consumer(t, "forester")
+	must(t, bus.Handle(c, func(_ context.Context, e planted) error { got <- e.ID; return nil }))
+	r := start(t, c)
+	encoded, err := r.codec.EncodeAll(t.Context(), []domain.Event{planted{"oak"}, planted{"elm"}})
+	must(t, err)
+	newer := encoded[0].Messages[0]
+	newer.Metadata["type"] = "tree.pruned"
+	batch := &pgx.Batch{}
+	must(t, r.log.Append(batch, encoded[0].Topic, encoded[0].Messages...))
+	must(t, r.pool.SendBatch(t.Context(), batch).Close())
+	r.log.Wake(encoded[0].Topic)
+	collect(t, got, 1)
+	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(5 * time.Millisecond) {
+		status, _, err := r.log.Status(t.Context(), postgres.Subscription{Consumer: "forester", Topic: encoded[0].Topic})
+		must(t, err)
+		if status.Parked == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the unknown event is not parked: %+v", status)
+		}
+	}
 }

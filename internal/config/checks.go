@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/net/idna"
 )
@@ -275,6 +277,47 @@ func setRename(c *Config, value string) error {
 	c.RenameFrom, c.RenameTo = from, to
 	return nil
 }
+
+func setDead(c *Config, value string) error {
+	switch value {
+	case "list", "show", "retry", "discard", "release":
+		c.Dead = value
+		return nil
+	}
+	return errors.New("has to be list, show, retry, discard or release")
+}
+
+func setWhich(c *Config, value string) error {
+	name, rest, some := strings.Cut(value, ":")
+	group, err := hex.DecodeString(rest)
+	id, notID := uuid.Parse(rest)
+	switch {
+	case !isName(name) || (some && notID != nil && (err != nil || len(group) == 0)):
+		return errors.New("has to be a consumer, welcome-email, or one with a group or an event's id behind a colon")
+	case some && notID == nil:
+		c.WhichEvent = id
+	case some:
+		c.WhichGroup = rest
+	}
+	c.WhichConsumer = name
+	return nil
+}
+
+func setPayload(c *Config, value string) error {
+	c.Payload = value
+	return nil
+}
+
+func setNote(c *Config, value string) error {
+	if len(value) > noteBytesMax {
+		return fmt.Errorf("has to be at most %d bytes", noteBytesMax)
+	}
+	c.Note = value
+	return nil
+}
+
+// noteBytesMax bounds what is kept with a dead event.
+const noteBytesMax = 1000
 
 func setPsql(c *Config, value string) (err error) {
 	c.Psql, err = parseBool(value)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/google/uuid"
 )
 
 // The programs that have settings.
@@ -71,7 +73,14 @@ type Config struct {
 	Move, To string
 	// RenameFrom is the name of a consumer whose place RenameTo is to have. Default empty.
 	RenameFrom, RenameTo string
-	// Apply tells whether a move or a rename is to be done, not only told. Default false.
+	// Dead is what to do about dead events: list, show, retry, discard, release. Default empty: nothing.
+	Dead string
+	// WhichConsumer has the dead events in question, all of them, or those of WhichGroup, or WhichEvent. Default empty.
+	WhichConsumer, WhichGroup string
+	WhichEvent                uuid.UUID
+	// Payload is the file with what takes the place of a dead event's payload, Note says why. Default empty.
+	Payload, Note string
+	// Apply tells whether a move, a rename or what is said of dead events is to be done, not only told. Default false.
 	Apply bool
 	// Psql asks for psql on the database instead of running the app. Default false.
 	Psql bool
@@ -173,6 +182,12 @@ func complete(c Config) (Config, error) {
 		return Config{}, &Error{Setting: "--move", Problem: "goes with --to: --move=welcome-email --to=now"}
 	case c.RenameFrom != "" && !c.Apply:
 		return Config{}, &Error{Setting: "--rename", Problem: "needs --apply"}
+	case c.Dead != "" && c.Dead != "list" && c.WhichConsumer == "":
+		return Config{}, &Error{Setting: "--dead=" + c.Dead, Problem: "needs --which, such as --which=welcome-email"}
+	case c.Dead == "" && (c.WhichConsumer != "" || c.Payload != "" || c.Note != ""):
+		return Config{}, &Error{Setting: "--which, --payload and --note", Problem: "go with --dead"}
+	case c.Payload != "" && (c.Dead != "retry" || c.WhichEvent == uuid.Nil):
+		return Config{}, &Error{Setting: "--payload", Problem: "goes with --dead=retry and one event: --which=NAME:ID"}
 	}
 	if c.HTTPAddr == "" {
 		c.HTTPAddr, c.PublicURLGuessed = defaultHTTPAddr, c.PublicURL == ""

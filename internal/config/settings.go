@@ -173,8 +173,25 @@ func ofRun() []Setting {
 			Meaning: "Give the place of a consumer to its new name, and end. Needs --apply.",
 		},
 		{
+			Flag: "dead", Value: "VERB", Group: "This run", programs: []string{Consumer}, set: setDead,
+			Meaning: "What to do about events that consumers have given up, and end: list them by how they failed, or show, " +
+				"retry, discard or release those that --which names. Without --apply the last three only say how many.",
+		},
+		{
+			Flag: "which", Value: "NAME[:GROUP|:ID]", Group: "This run", programs: []string{Consumer}, set: setWhich,
+			Meaning: "A consumer's dead events: all, those of a group that --dead=list shows, or that of one event.",
+		},
+		{
+			Flag: "payload", Value: "FILE", Group: "This run", programs: []string{Consumer}, set: setPayload,
+			Meaning: "What takes the place of the payload of a dead event, when one is tried again.",
+		},
+		{
+			Flag: "note", Value: "TEXT", Group: "This run", programs: []string{Consumer}, set: setNote,
+			Meaning: "Why, to be kept with a dead event.",
+		},
+		{
 			Flag: "apply", Group: "This run", programs: []string{Consumer}, set: setApply,
-			Meaning: "Do what --move or --rename says.",
+			Meaning: "Do what --move, --rename or --dead says.",
 		},
 		{
 			Flag: flagHelp, Group: "This run", programs: both, set: answered, Meaning: "Show this text and end.",

@@ -8,7 +8,9 @@ import (
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
+	"postbus/internal/domain"
 	"postbus/internal/domain/user"
+	"postbus/internal/mail"
 )
 
 // source is the CloudEvents source of the application's events.
@@ -26,18 +28,31 @@ func catalogue() (*bus.Catalogue, error) {
 
 // consumers lists every consumer of the application with its handlers, whether or not this process runs them.
 func consumers(n *account.Notifier) ([]*bus.Consumer, error) {
-	verification, err1 := bus.NewConsumer("verification-email")
-	welcome, err2 := bus.NewConsumer("welcome-email")
+	// A mail that cannot be sent holds up no other mail to the same person.
+	policy := bus.WithPolicy(bus.Policy{AfterDeath: bus.PassKey})
+	verification, err1 := bus.NewConsumer("verification-email", policy)
+	welcome, err2 := bus.NewConsumer("welcome-email", policy)
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
 	err := errors.Join(
-		bus.Handle(verification, n.SendVerification),
-		bus.Handle(verification, n.ResendVerification),
-		bus.Handle(verification, n.SendAlreadyRegistered),
-		bus.Handle(welcome, n.SendWelcome),
+		bus.Handle(verification, sending(n.SendVerification)),
+		bus.Handle(verification, sending(n.ResendVerification)),
+		bus.Handle(verification, sending(n.SendAlreadyRegistered)),
+		bus.Handle(welcome, sending(n.SendWelcome)),
 	)
 	return []*bus.Consumer{verification, welcome}, err
+}
+
+// sending tells the bus which failures to send a mail no repetition will mend.
+func sending[E domain.Event](h func(context.Context, E) error) func(context.Context, E) error {
+	return func(ctx context.Context, e E) error {
+		err := h(ctx, e)
+		if errors.Is(err, mail.ErrRefused) {
+			return bus.Permanent(err)
+		}
+		return err
+	}
 }
 
 // inProcess lists what happens in the process that committed, right after the commit. What must not be missed is a

@@ -44,7 +44,7 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tRUNS IN\tEVENT TYPES") // errors come up at Flush
+	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tPARKED\tDEAD\tRUNS IN\tEVENT TYPES") // errors come up at Flush
 	for _, c := range all {
 		status, known, err := log.Status(ctx, postgres.Subscription{Consumer: c.Name(), Topic: c.Topic()})
 		if isMissing(err) {
@@ -83,8 +83,8 @@ func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bo
 	if len(status.Owners) > 0 {
 		owner = owners(status.Owners)
 	}
-	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n",
-		c.Name(), c.Topic(), count, oldest, owner, strings.Join(c.Types(), ", "))
+	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
+		c.Name(), c.Topic(), count, oldest, status.Parked, status.Dead, owner, strings.Join(c.Types(), ", "))
 }
 
 // owners names the processes that share a consumer, each with how many of its shares it has when there are several.

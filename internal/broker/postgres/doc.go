@@ -39,5 +39,11 @@
 // A consumer that has had nothing to do for a while gives up all its shares and waits to be woken. Then it costs one
 // part of a query that all of a process's consumers share, twice a second, and no transaction ids.
 //
+// # Failing
+//
+// A message whose refusal was explained (Refuse) is parked with its key: parking.go has the states of a line, line.go what
+// its owner does with it, pace.go what happens when everything fails, dead.go what operators do. One that is refused
+// without a word comes again in place.
+//
 // No transaction is open while a handler runs.
 package postgres
