@@ -74,6 +74,9 @@ var errDryRun = errors.New("dry run")
 // (the inbox forgets the consumer, unless it goes to now). It returns ErrUnknownConsumer.
 func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m Movement, err error) {
 	err = l.change(ctx, func(tx pgx.Tx) error {
+		if err := l.lockConsumers(ctx, tx, s.Consumer); err != nil {
+			return err
+		}
 		var known bool
 		if m.Before, known, err = l.status(ctx, tx, s, waitingMax); err != nil {
 			return err
@@ -108,6 +111,13 @@ func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m
 	return m, nil
 }
 
+// lockConsumers locks all shares of the consumers, so that nothing of them is stored meanwhile.
+func (l *Log) lockConsumers(ctx context.Context, tx pgx.Tx, consumers ...string) error {
+	_, err := tx.Exec(ctx, `SELECT FROM `+l.table("consumer_shares")+` WHERE consumer = ANY ($1)
+		ORDER BY share, consumer FOR UPDATE`, consumers)
+	return err
+}
+
 // forgetEffects has events that are handled once more take effect once more: that is what going back is for.
 func (l *Log) forgetEffects(ctx context.Context, tx pgx.Tx, consumer string, to Spot) error {
 	if to.kind == spotNow {
@@ -121,6 +131,9 @@ func (l *Log) forgetEffects(ctx context.Context, tx pgx.Tx, consumer string, to 
 // place already, as it does once the newer program was started, that place is dropped. It returns ErrUnknownConsumer.
 func (l *Log) Rename(ctx context.Context, from, to string) error {
 	err := l.change(ctx, func(tx pgx.Tx) error {
+		if err := l.lockConsumers(ctx, tx, from, to); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` AS new USING `+l.table("consumers")+` AS old
 			WHERE new.consumer = $2 AND old.consumer = $1 AND new.topic = old.topic`, from, to); err != nil {
 			return err
