@@ -29,7 +29,7 @@ func TestSharesAreLockedInOrder(t *testing.T) {
 		what string
 		do   func() error
 	}{
-		{"a checkpoint", func() error { _, err := l.store(t.Context(), "reader", checkpoints); return err }},
+		{"a checkpoint", func() error { _, err := l.store(t.Context(), "reader", "p", checkpoints); return err }},
 		{"a renewal", func() error { _, _, err := l.renew(t.Context(), "reader", "p", numbers); return err }},
 		{"a move", func() error { _, err := l.Move(t.Context(), reader, Beginning(), false); return err }},
 		{"a change of name", func() error { return l.Rename(t.Context(), "reader", "renamed") }},

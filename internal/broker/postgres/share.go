@@ -103,9 +103,9 @@ type checkpoint struct {
 	release bool // gives the share to whoever claims it next
 }
 
-// store stores the checkpoints in one statement, whose transaction's own id becomes the fence. It returns the shares
-// that were stored: one that is missing belongs to another process by now, and nothing of it was changed.
-func (l *Log) store(ctx context.Context, consumer string, checkpoints []checkpoint) (stored map[int16]bool, err error) {
+// store stores the checkpoints of an owner in one statement, whose transaction's own id becomes the fence. It returns the
+// shares that were stored: one that is missing belongs to another process by now, and nothing of it was changed.
+func (l *Log) store(ctx context.Context, consumer, owner string, checkpoints []checkpoint) (stored map[int16]bool, err error) {
 	n := len(checkpoints)
 	shares, epochs, snapshots := make([]int16, n), make([]int64, n), make([]string, n)
 	floors, ends, positions := make([]int64, n), make([]*string, n), make([]int64, n)
@@ -127,8 +127,8 @@ func (l *Log) store(ctx context.Context, consumer string, checkpoints []checkpoi
 		FROM unnest($2::smallint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::text[], $9::bool[])
 			AS c (share, epoch, snapshot, floor, window_end, position, ahead, release)
 		JOIN locked USING (share)
-		WHERE s.consumer = $1 AND s.share = c.share AND s.epoch = c.epoch
-		RETURNING s.share`, consumer, shares, epochs, snapshots, floors, ends, positions, aheads, releases)
+		WHERE s.consumer = $1 AND s.share = c.share AND s.epoch = c.epoch AND s.owner = $10
+		RETURNING s.share`, consumer, shares, epochs, snapshots, floors, ends, positions, aheads, releases, owner)
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint of %s: %w", consumer, err)
 	}
