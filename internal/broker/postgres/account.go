@@ -261,18 +261,20 @@ func (d *delivery) lose(numbers ...int16) (lost int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, number := range numbers {
-		s := d.shares[number]
-		if s == nil {
-			continue
+		if s := d.shares[number]; s != nil {
+			d.takeAway(s)
+			lost++
 		}
-		s.leaving = true
-		s.cancel(errLeaseLost)
-		d.dropQueues(s)
-		d.closeEntries(s, func(*entry) bool { return true })
-		delete(d.shares, number)
-		lost++
 	}
 	return lost
+}
+
+func (d *delivery) takeAway(s *share) {
+	s.leaving = true
+	s.cancel(errLeaseLost)
+	d.dropQueues(s)
+	d.closeEntries(s, func(*entry) bool { return true })
+	delete(d.shares, s.number)
 }
 
 // numbers returns the shares that are held, those about to be handed over included.
@@ -316,15 +318,16 @@ func (d *delivery) remaining() []checkpoint {
 
 // stored notes what has reached the database. What has not belongs to another process; it returns how much that was.
 func (d *delivery) stored(asked []checkpoint, reached map[int16]bool) (lost int) {
-	var gone []int16
+	gone := make(map[*share]bool)
 	d.mu.Lock()
 	for _, c := range asked {
 		s := d.shares[c.number]
 		switch {
 		case s == nil || s.epoch != c.epoch:
 		case !reached[c.number]:
-			gone = append(gone, c.number)
+			gone[s] = true
 		case c.release:
+			s.cancel(nil) // nothing of it is out; its parent would keep it
 			delete(d.shares, c.number)
 			if len(d.shares) == 0 {
 				signal(d.emptied)
@@ -334,7 +337,7 @@ func (d *delivery) stored(asked []checkpoint, reached map[int16]bool) (lost int)
 		}
 	}
 	d.mu.Unlock()
-	return d.lose(gone...)
+	return d.loseShares(gone)
 }
 
 // signal tells whoever waits on c, now or next.

@@ -35,6 +35,10 @@ func (l *Log) anchor(ctx context.Context, tx pgx.Tx, topic string) error {
 	if err != nil || !foreign {
 		return err
 	}
+	if _, err := tx.Exec(ctx, `SELECT FROM `+l.table("consumer_shares")+` WHERE consumer IN (
+		SELECT consumer FROM `+l.table("consumers")+` WHERE topic = $1) ORDER BY share, consumer FOR UPDATE`, topic); err != nil {
+		return fmt.Errorf("anchor consumers of topic %s: %w", topic, err)
+	}
 	tag, err := tx.Exec(ctx, `
 		WITH handled AS (
 			SELECT s.consumer, s.share, t.position,

@@ -157,6 +157,10 @@ func (d *delivery) deliver(reading context.Context, q *queue) {
 		d.back(q, e, false)
 		return
 	}
+	if e.share.ctx.Err() != nil { // looked at after the term: a share that was lost is taken away before the term is extended
+		d.back(q, e, false)
+		return
+	}
 	select {
 	case d.out <- m:
 	case <-reading.Done():

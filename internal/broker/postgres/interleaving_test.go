@@ -339,7 +339,7 @@ func (r *pageReader) storeAndLoad(ctx context.Context) error {
 	for _, c := range r.held {
 		all = append(all, checkpoint{number: c.number, epoch: c.epoch, place: r.at, release: true})
 	}
-	if stored, err := r.log.store(ctx, "reader", all); err != nil || len(stored) != shareCount {
+	if stored, err := r.log.store(ctx, "reader", "test", all); err != nil || len(stored) != shareCount {
 		return fmt.Errorf("stored %d shares: %w", len(stored), err)
 	}
 	return r.load(ctx)

@@ -49,8 +49,9 @@ func (k *keeper) balance(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.term.extend(asked)
+	// In this order: while the term holds, what is here is taken to be this process's own.
 	k.reportLost(k.delivery.lose(slices.DeleteFunc(before, func(n int16) bool { return slices.Contains(held, n) })...))
+	k.term.extend(asked)
 	fair := (shareCount + others) / (others + 1)
 	switch mine := k.delivery.held(); {
 	case k.reading.Err() != nil: // about to stop

@@ -169,15 +169,15 @@ func (d *delivery) closeParked(e *entry) {
 
 // loseShares is lose for those that are still held by the same epoch.
 func (d *delivery) loseShares(gone map[*share]bool) (lost int) {
-	var numbers []int16
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	for s := range gone {
 		if d.shares[s.number] == s {
-			numbers = append(numbers, s.number)
+			d.takeAway(s)
+			lost++
 		}
 	}
-	d.mu.Unlock()
-	return d.lose(numbers...)
+	return lost
 }
 
 // wanted returns the keys whose lines are to be read on, and whether lines may have become due meanwhile, of which shares.

@@ -74,6 +74,9 @@ var errDryRun = errors.New("dry run")
 // (the inbox forgets the consumer, unless it goes to now). It returns ErrUnknownConsumer.
 func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m Movement, err error) {
 	err = l.change(ctx, func(tx pgx.Tx) error {
+		if err := l.lockConsumers(ctx, tx, s.Consumer); err != nil {
+			return err
+		}
 		var known bool
 		if m.Before, known, err = l.status(ctx, tx, s, waitingMax); err != nil {
 			return err
@@ -108,6 +111,13 @@ func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m
 	return m, nil
 }
 
+// lockConsumers locks all shares of the consumers, so that nothing of them is stored meanwhile.
+func (l *Log) lockConsumers(ctx context.Context, tx pgx.Tx, consumers ...string) error {
+	_, err := tx.Exec(ctx, `SELECT FROM `+l.table("consumer_shares")+` WHERE consumer = ANY ($1)
+		ORDER BY share, consumer FOR UPDATE`, consumers)
+	return err
+}
+
 // forgetEffects has events that are handled once more take effect once more: that is what going back is for.
 func (l *Log) forgetEffects(ctx context.Context, tx pgx.Tx, consumer string, to Spot) error {
 	if to.kind == spotNow {
@@ -118,34 +128,67 @@ func (l *Log) forgetEffects(ctx context.Context, tx pgx.Tx, consumer string, to 
 }
 
 // Rename gives the place of a consumer to another name: that of the same consumer in a newer program. If the new name has a
-// place already, as it does once the newer program was started, that place is dropped. It returns ErrUnknownConsumer.
+// place already, as it does once the newer program was started, that place is dropped; what is parked for either name is
+// kept. It returns ErrUnknownConsumer.
 func (l *Log) Rename(ctx context.Context, from, to string) error {
 	err := l.change(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` AS new USING `+l.table("consumers")+` AS old
-			WHERE new.consumer = $2 AND old.consumer = $1 AND new.topic = old.topic`, from, to); err != nil {
+		if err := l.lockConsumers(ctx, tx, from, to); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET consumer = $2 WHERE consumer = $1`, from, to)
+		// Whoever works for either name lets go. The epochs are above those of both, or what one has under way for the place
+		// that is dropped would reach the other.
+		tag, err := tx.Exec(ctx, `UPDATE `+l.table("consumer_shares")+` AS old SET owner = NULL, lease_until = NULL,
+				epoch = 1 + greatest(old.epoch, (SELECT epoch FROM `+l.table("consumer_shares")+` AS new
+					WHERE new.consumer = $2 AND new.share = old.share))
+			WHERE consumer = $1`, from, to)
 		if err != nil {
 			return err
 		}
 		if tag.RowsAffected() == 0 {
 			return fmt.Errorf("%w: %s", ErrUnknownConsumer, from)
 		}
-		if _, err := tx.Exec(ctx, `UPDATE `+l.table("inbox")+` SET consumer = $2 WHERE consumer = $1
-			AND NOT EXISTS (SELECT FROM `+l.table("inbox")+` AS new WHERE new.event_id = inbox.event_id AND new.consumer = $2)`,
-			from, to); err != nil {
+		if err := l.gatherParked(ctx, tx, from, to); err != nil {
 			return err
 		}
-		// Whoever works for either name lets go.
-		_, err = tx.Exec(ctx, `UPDATE `+l.table("consumer_shares")+`
-			SET epoch = epoch + 1, owner = NULL, lease_until = NULL WHERE consumer = $1`, to)
+		if _, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` AS new USING `+l.table("consumers")+` AS old
+			WHERE new.consumer = $2 AND old.consumer = $1 AND new.topic = old.topic`, from, to); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET consumer = $2 WHERE consumer = $1`, from, to); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE `+l.table("inbox")+` SET consumer = $2 WHERE consumer = $1
+			AND NOT EXISTS (SELECT FROM `+l.table("inbox")+` AS new WHERE new.event_id = inbox.event_id AND new.consumer = $2)`,
+			from, to)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("rename consumer %s: %w", from, err)
 	}
 	return nil
+}
+
+// gatherParked adds what is parked for a consumer to the lines of another one, whose rows are kept where both have one. Then
+// each line has its first row as its head again.
+func (l *Log) gatherParked(ctx context.Context, tx pgx.Tx, in, from string) error {
+	parked := l.table("parked")
+	if _, err := tx.Exec(ctx, `DELETE FROM `+parked+` AS p USING `+parked+` AS kept WHERE p.consumer = $2
+		AND kept.consumer = $1 AND kept.key_hash = p.key_hash AND kept.position = p.position`, in, from); err != nil {
+		return err
+	}
+	tag, err := tx.Exec(ctx, `UPDATE `+parked+` SET consumer = $1 WHERE consumer = $2`, in, from)
+	if err != nil || tag.RowsAffected() == 0 {
+		return err
+	}
+	_, err = tx.Exec(ctx, `UPDATE `+parked+` AS p SET state = line.wanted,
+			run_at = CASE WHEN line.wanted = 'retry' THEN clock_timestamp() END,
+			dead_at = CASE WHEN line.wanted = 'held' THEN p.dead_at END
+		FROM (SELECT key_hash, position, CASE
+				WHEN row_number() OVER (PARTITION BY key_hash ORDER BY position) > 1 THEN 'behind'
+				WHEN state = 'held' THEN 'held' ELSE 'retry' END AS wanted
+			FROM `+parked+` WHERE consumer = $1 AND state <> 'dead') AS line
+		WHERE p.consumer = $1 AND p.key_hash = line.key_hash AND p.position = line.position AND p.state <> line.wanted`, in)
+	return err
 }
 
 // tellRenamed warns of consumers that are new while others of the topic are known that this program does not have: a

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
 )
 
 // TestStartOfANewConsumer: now, from the beginning, from a time, after a position.
@@ -136,5 +137,95 @@ func TestRenamedConsumerIsSeenAndSaid(t *testing.T) {
 	expect(t, l, "welcome", []int{1})
 	if err := l.Rename(t.Context(), "greeting", "welcome"); !errors.Is(err, ErrUnknownConsumer) {
 		t.Errorf("renamed twice: %v", err)
+	}
+}
+
+// TestCheckpointOfADroppedPlace: who worked for the new name's own place has a checkpoint under way while the old name's place
+// gets the name. It must not land there, whatever the epochs of the two are: the backlog would be passed over.
+func TestCheckpointOfADroppedPlace(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "greeting")
+	ctx := t.Context()
+	publish(t, l, event("k", 1), event("k", 2))
+	welcome := Subscription{Consumer: "welcome", Topic: "user"}
+	if err := l.Provision(ctx, []string{"user"}, []Subscription{welcome}); err != nil {
+		t.Fatal(err)
+	}
+	held, err := l.claim(ctx, "welcome", "newer program", shareCount)
+	if err != nil || len(held) != shareCount {
+		t.Fatal(len(held), err)
+	}
+	if err := l.Rename(ctx, "greeting", "welcome"); err != nil {
+		t.Fatal(err)
+	}
+	next, err := l.claim(ctx, "welcome", "another process", shareCount/2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range next {
+		if c.epoch <= held[c.number].epoch {
+			t.Errorf("share %d has epoch %d again", c.number, c.epoch)
+		}
+	}
+	var late []checkpoint
+	for _, c := range held {
+		for epoch := range c.epoch + 3 { // whatever it was
+			late = append(late, checkpoint{number: c.number, epoch: epoch, place: c.place})
+		}
+	}
+	if stored, err := l.store(ctx, "welcome", "newer program", late); len(stored) > 0 || err != nil {
+		t.Errorf("%d shares were stored, %v", len(stored), err)
+	}
+	if status, _, err := l.Status(ctx, welcome); err != nil || status.Waiting != 2 {
+		t.Errorf("%d wait, want 2, %v", status.Waiting, err)
+	}
+}
+
+// TestRenameGathersWhatIsParked for either name, in lines that each have their first row as head, and no other.
+func TestRenameGathersWhatIsParked(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "old", "new")
+	park := func(consumer, key string, position int, state string) {
+		t.Helper()
+		execute(t, l, `insert into postbus.parked (consumer, key_hash, position, share, state, run_at, dead_at, attempts, event_id,
+				type, key, metadata, payload, failures)
+			select $1, $2, $3, 0, $4, case when $4 = 'retry' then now() + interval '1 hour' end,
+				case when $4 in ('held', 'dead') then now() end, 0, gen_random_uuid(), 'x', $5, '{}', '{}', '[]'`,
+			consumer, keyHash(key), position, state, key)
+	}
+	for _, p := range []struct {
+		consumer, key string
+		position      int
+		state         string
+	}{
+		{"old", "mixed", 2, "retry"}, {"old", "mixed", 4, "behind"}, {"new", "mixed", 1, "dead"}, {"new", "mixed", 3, "held"},
+		{"old", "earlier", 5, "held"}, {"new", "earlier", 3, "held"}, {"new", "earlier", 4, "behind"},
+		{"old", "both", 7, "behind"}, {"old", "both", 6, "retry"}, {"new", "both", 7, "retry"},
+		{"old", "alone", 8, "retry"}, {"new", "other", 9, "retry"},
+		{"old", "dead", 10, "dead"}, {"new", "dead", 11, "behind"},
+	} {
+		park(p.consumer, p.key, p.position, p.state)
+	}
+	if err := l.Rename(t.Context(), "old", "new"); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := l.pool.Query(t.Context(), `select format('%s %s %s %s', key, position, state,
+		case when run_at <= clock_timestamp() then 'due' when run_at is not null then 'later' else '-' end)
+		from postbus.parked where consumer = 'new' order by position`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"mixed 1 dead -", "mixed 2 retry later", "earlier 3 held -", "mixed 3 behind -", "mixed 4 behind -", "earlier 4 behind -",
+		"earlier 5 behind -", "both 6 retry later", "both 7 behind -", "alone 8 retry later", "other 9 retry later",
+		"dead 10 dead -", "dead 11 retry due",
+	}
+	slices.Sort(got)
+	if slices.Sort(want); !slices.Equal(got, want) {
+		t.Errorf("parked are %q, want %q", got, want)
 	}
 }

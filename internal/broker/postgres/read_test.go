@@ -71,7 +71,7 @@ func release(t *testing.T, l *Log, consumer string, p place, shares []claimed) {
 	for _, c := range shares {
 		all = append(all, checkpoint{number: c.number, epoch: c.epoch, place: p, release: true})
 	}
-	if stored, err := l.store(t.Context(), consumer, all); err != nil || len(stored) != shareCount {
+	if stored, err := l.store(t.Context(), consumer, "test", all); err != nil || len(stored) != shareCount {
 		t.Fatalf("stored %d shares: %v", len(stored), err)
 	}
 }

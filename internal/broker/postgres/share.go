@@ -25,6 +25,9 @@ func slotOf(key string) int16 {
 	return int16(h.Sum32() % slots)
 }
 
+// Whoever changes several shares of a consumer locks them in the order of their numbers first; in any other two of them, also
+// of one process, could wait for each other.
+
 // claimed is a share that has become this process's own.
 type claimed struct {
 	number int16
@@ -62,9 +65,12 @@ func (l *Log) claim(ctx context.Context, consumer, owner string, n int) ([]claim
 // runs out.
 func (l *Log) renew(ctx context.Context, consumer, owner string, shares []int16) (held []int16, others int, err error) {
 	err = l.pool.QueryRow(ctx, `WITH
+		locked AS (
+			SELECT share FROM `+l.table("consumer_shares")+`
+			WHERE consumer = $1 AND owner = $2 AND share = ANY ($4) ORDER BY share FOR UPDATE),
 		renewed AS (
-			UPDATE `+l.table("consumer_shares")+` SET lease_until = clock_timestamp() + $3
-			WHERE consumer = $1 AND owner = $2 AND share = ANY ($4) RETURNING share),
+			UPDATE `+l.table("consumer_shares")+` AS s SET lease_until = clock_timestamp() + $3 FROM locked
+			WHERE consumer = $1 AND owner = $2 AND s.share = locked.share RETURNING s.share),
 		seen AS (
 			INSERT INTO `+l.table("consumer_members")+` VALUES ($1, $2, clock_timestamp() + $3)
 			ON CONFLICT (consumer, owner) DO UPDATE SET seen_until = excluded.seen_until)
@@ -97,9 +103,9 @@ type checkpoint struct {
 	release bool // gives the share to whoever claims it next
 }
 
-// store stores the checkpoints in one statement, whose transaction's own id becomes the fence. It returns the shares
-// that were stored: one that is missing belongs to another process by now, and nothing of it was changed.
-func (l *Log) store(ctx context.Context, consumer string, checkpoints []checkpoint) (stored map[int16]bool, err error) {
+// store stores the checkpoints of an owner in one statement, whose transaction's own id becomes the fence. It returns the
+// shares that were stored: one that is missing belongs to another process by now, and nothing of it was changed.
+func (l *Log) store(ctx context.Context, consumer, owner string, checkpoints []checkpoint) (stored map[int16]bool, err error) {
 	n := len(checkpoints)
 	shares, epochs, snapshots := make([]int16, n), make([]int64, n), make([]string, n)
 	floors, ends, positions := make([]int64, n), make([]*string, n), make([]int64, n)
@@ -108,7 +114,11 @@ func (l *Log) store(ctx context.Context, consumer string, checkpoints []checkpoi
 		shares[i], epochs[i], snapshots[i], floors[i] = c.number, c.epoch, c.place.snapshot, c.place.floor
 		ends[i], positions[i], aheads[i], releases[i] = nullable(c.place.windowEnd), c.place.position, literal(c.ahead), c.release
 	}
-	rows, err := l.pool.Query(ctx, `UPDATE `+l.table("consumer_shares")+` AS s
+	rows, err := l.pool.Query(ctx, `WITH
+		locked AS (
+			SELECT share FROM `+l.table("consumer_shares")+`
+			WHERE consumer = $1 AND share = ANY ($2::smallint[]) ORDER BY share FOR UPDATE)
+		UPDATE `+l.table("consumer_shares")+` AS s
 		SET snapshot = c.snapshot::pg_snapshot, floor = c.floor, fence = pg_current_xact_id(),
 			window_end = c.window_end::pg_snapshot, position = c.position, ahead = c.ahead::bigint[], moved_at = clock_timestamp(),
 			epoch = s.epoch + c.release::int, -- what is under way from before does not reach a share that was handed over
@@ -116,8 +126,9 @@ func (l *Log) store(ctx context.Context, consumer string, checkpoints []checkpoi
 			lease_until = CASE WHEN c.release THEN NULL ELSE s.lease_until END
 		FROM unnest($2::smallint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::text[], $9::bool[])
 			AS c (share, epoch, snapshot, floor, window_end, position, ahead, release)
-		WHERE s.consumer = $1 AND s.share = c.share AND s.epoch = c.epoch
-		RETURNING s.share`, consumer, shares, epochs, snapshots, floors, ends, positions, aheads, releases)
+		JOIN locked USING (share)
+		WHERE s.consumer = $1 AND s.share = c.share AND s.epoch = c.epoch AND s.owner = $10
+		RETURNING s.share`, consumer, shares, epochs, snapshots, floors, ends, positions, aheads, releases, owner)
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint of %s: %w", consumer, err)
 	}

@@ -166,7 +166,7 @@ func (s *Subscriber) finish(stop context.Context, d *delivery) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), finishTimeout)
 	defer cancel()
 	if last := d.remaining(); len(last) > 0 {
-		if _, err := s.log.store(ctx, s.consumer, last); err != nil {
+		if _, err := s.log.store(ctx, s.consumer, s.owner, last); err != nil {
 			return err
 		}
 	}
@@ -288,7 +288,7 @@ const storeTimeout = 5 * time.Second
 func (s *Subscriber) store(ctx context.Context, d *delivery, due []checkpoint) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	reached, err := s.log.store(ctx, s.consumer, due)
+	reached, err := s.log.store(ctx, s.consumer, s.owner, due)
 	if err != nil {
 		signal(d.dirty)
 		return

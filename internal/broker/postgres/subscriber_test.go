@@ -176,7 +176,7 @@ func TestOneOwnerAtATime(t *testing.T) {
 		old = append(old, checkpoint{number: c.number, epoch: c.epoch, place: c.place, release: true})
 		numbers = append(numbers, c.number)
 	}
-	if stored, err := l.store(ctx, "reader", old); len(stored) > 0 || err != nil {
+	if stored, err := l.store(ctx, "reader", "a process that was killed", old); len(stored) > 0 || err != nil {
 		t.Errorf("the old owner stored %v: %v", stored, err)
 	}
 	if held, _, err := l.renew(ctx, "reader", "a process that was killed", numbers); len(held) > 0 || err != nil {
