@@ -79,12 +79,13 @@ func readerMain() error {
 	if err != nil {
 		return err
 	}
-	r := &reader{config: config, records: records, refused: make(map[string]bool)}
+	r := &reader{config: config, log: l, records: records, refused: make(map[string]bool)}
 	return errors.Join(r.run(stop, s), records.Close())
 }
 
 type reader struct {
 	config  readerConfig
+	log     *postgres.Log
 	records *os.File
 
 	deliveries atomic.Int64
@@ -130,12 +131,21 @@ func (r *reader) handle(m *message.Message) {
 	<-time.After(busy)
 	if r.refuses(m.UUID) {
 		record(kindRefuse)
+		if rand.IntN(2) == 0 { // the others come again in place
+			r.log.Refuse(m, parkable{})
+		}
 		m.Nack()
 		return
 	}
 	record(kindEnd)
 	m.Ack()
 }
+
+// parkable is a refusal that has a message parked with its key, for a short time.
+type parkable struct{}
+
+func (parkable) Error() string                  { return "not now" }
+func (parkable) Next(int) (time.Duration, bool) { return rand.N(100 * time.Millisecond), true }
 
 func (r *reader) refuses(id string) bool {
 	r.mu.Lock()
