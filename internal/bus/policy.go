@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -187,12 +188,43 @@ func RetryAfter(err error, wait time.Duration) error {
 // stuckGrace is how long after its deadline a handler that still runs is named in the log.
 const stuckGrace = 5 * time.Second
 
-// withDeadline ends the context of a handler that overruns, and calls stuck when it does not heed that.
-func withDeadline(ctx context.Context, deadline time.Duration, stuck func()) (context.Context, func()) {
-	ctx, cancel := context.WithTimeoutCause(ctx, deadline, ErrDeadline)
-	watch := time.AfterFunc(deadline+stuckGrace, stuck)
-	return ctx, func() {
-		watch.Stop()
-		cancel()
+// limited is the context of a handler that has a deadline. One timer serves the deadline and, once it has passed, the watch
+// for a handler that does not heed it: two for each message were a quarter of the router's time.
+type limited struct {
+	context.Context
+	deadline time.Time
+	timer    *time.Timer
+	cancel   context.CancelCauseFunc
+	ended    atomic.Bool
+}
+
+// withDeadline ends the context of a handler that overruns, with ErrDeadline, and calls stuck when it still runs stuckGrace
+// later.
+func withDeadline(parent context.Context, deadline time.Duration, stuck func()) *limited {
+	l := &limited{deadline: time.Now().Add(deadline)}
+	l.Context, l.cancel = context.WithCancelCause(parent)
+	l.timer = time.AfterFunc(deadline, func() {
+		l.cancel(ErrDeadline)
+		time.AfterFunc(stuckGrace, func() {
+			if !l.ended.Load() {
+				stuck()
+			}
+		})
+	})
+	return l
+}
+
+// Deadline implements context.Context.
+func (l *limited) Deadline() (time.Time, bool) {
+	if earlier, ok := l.Context.Deadline(); ok && earlier.Before(l.deadline) {
+		return earlier, true
 	}
+	return l.deadline, true
+}
+
+// end is called when the handler has returned.
+func (l *limited) end() {
+	l.ended.Store(true)
+	l.timer.Stop()
+	l.cancel(nil)
 }

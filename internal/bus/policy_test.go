@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -69,13 +71,33 @@ func TestPolicyIsChecked(t *testing.T) {
 	}
 }
 
-// TestDeadlineEndsTheContext with its cause, and names what goes on all the same.
+// TestDeadlineEndsTheContext with its cause; a handler that returns then is not named, one that goes on is.
 func TestDeadlineEndsTheContext(t *testing.T) {
 	t.Parallel()
-	ctx, end := withDeadline(t.Context(), time.Millisecond, func() { t.Error("a handler that ended is named") })
-	<-ctx.Done()
-	if !errors.Is(context.Cause(ctx), ErrDeadline) {
-		t.Errorf("the cause is %v", context.Cause(ctx))
+	for name, heeds := range map[string]bool{"heeds it": true, "ignores it": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var named atomic.Bool
+				ctx := withDeadline(t.Context(), time.Minute, func() { named.Store(true) })
+				if at, ok := ctx.Deadline(); !ok || time.Until(at) != time.Minute {
+					t.Errorf("the deadline is %s, %t", at, ok)
+				}
+				child, cancel := context.WithTimeout(ctx, time.Hour)
+				defer cancel()
+				<-child.Done()
+				if !errors.Is(context.Cause(ctx), ErrDeadline) || !errors.Is(context.Cause(child), ErrDeadline) {
+					t.Errorf("the causes are %v and %v", context.Cause(ctx), context.Cause(child))
+				}
+				if heeds {
+					ctx.end()
+				}
+				<-time.After(2 * stuckGrace)
+				if named.Load() == heeds {
+					t.Errorf("named: %t", named.Load())
+				}
+				ctx.end()
+			})
+		})
 	}
-	end()
 }

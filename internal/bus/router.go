@@ -146,11 +146,11 @@ func (r *Router) policy(m *message.Message) Policy {
 func (r *Router) limitTime(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
 		handled := m.Context()
-		ctx, end := withDeadline(handled, r.policy(m).Deadline, func() {
+		ctx := withDeadline(handled, r.policy(m).Deadline, func() {
 			r.logger.Error("handler ignores the end of its context", slog.String("consumer", message.HandlerNameFromCtx(handled)),
 				slog.String("event_type", Type(m)), slog.String("message_uuid", m.UUID))
 		})
-		defer end()
+		defer ctx.end()
 		m.SetContext(ctx)
 		produced, err := next(m)
 		if err != nil && errors.Is(context.Cause(ctx), ErrDeadline) {
