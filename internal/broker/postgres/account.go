@@ -73,7 +73,18 @@ func (d *delivery) join(handling context.Context, shares []claimed, parked map[s
 		s.track.shares = append(s.track.shares, s)
 		d.shares[s.number] = s
 	}
+	if len(shares) > 0 {
+		d.active = time.Now()
+	}
 	signal(d.joined)
+}
+
+// heard notes that the topic has something new, whoever it is for. While events come, resting would mean to give shares up
+// and claim them again at once.
+func (d *delivery) heard() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.active = time.Now()
 }
 
 // takeUp returns the shares that stand at the common boundary, and the tracks that have yet to get there.

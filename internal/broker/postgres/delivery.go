@@ -37,7 +37,7 @@ type delivery struct {
 	boundary place  // that end
 	entries  int
 	bytes    int
-	active   time.Time // when the last message came or went
+	active   time.Time // when shares were claimed last, a message came or went, or the topic had something new
 	parked   map[string]*parkedKey
 	changes  []change // of lines, to be stored
 	loaded   int      // bytes that were taken from lines and are not handled yet

@@ -206,6 +206,7 @@ func (s *Subscriber) read(ctx context.Context, topic string, d *delivery) error 
 		}
 		select {
 		case <-woken:
+			d.heard()
 		case <-d.joined:
 		case <-ctx.Done():
 			return ctx.Err()
