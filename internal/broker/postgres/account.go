@@ -15,7 +15,9 @@ type share struct {
 	cancel context.CancelCauseFunc
 	track  *track
 	stored place
-	ahead  map[int64]bool // handled before this process held it, beyond the place it was claimed at
+	noted  int            // how much of ahead is stored with it
+	ahead  map[int64]bool // handled beyond its place: before this process held it, or on the common track
+	beyond int            // how many of them on the common track
 	out    int            // messages that are with a handler
 	// pending are changes of its lines that are not stored yet.
 	pending int
@@ -59,7 +61,7 @@ func (d *delivery) join(handling context.Context, shares []claimed, parked map[s
 		signal(d.parking)
 	}()
 	for _, c := range shares {
-		s := &share{number: c.number, epoch: c.epoch, stored: c.place, ahead: make(map[int64]bool, len(c.ahead))}
+		s := &share{number: c.number, epoch: c.epoch, stored: c.place, noted: len(c.ahead), ahead: make(map[int64]bool, len(c.ahead))}
 		s.ctx, s.cancel = context.WithCancelCause(handling) //nolint:fatcontext // one for each share
 		for _, position := range c.ahead {
 			s.ahead[position] = true
@@ -73,25 +75,53 @@ func (d *delivery) join(handling context.Context, shares []claimed, parked map[s
 		s.track.shares = append(s.track.shares, s)
 		d.shares[s.number] = s
 	}
+	if len(shares) > 0 {
+		d.active = time.Now()
+	}
 	signal(d.joined)
 }
 
-// takeUp returns the shares that stand at the common boundary, and the tracks that have yet to get there.
-func (d *delivery) takeUp() (common []*share, joining []*track) {
+// heard notes that the topic has something new, whoever it is for. While events come, resting would mean to give shares up
+// and claim them again at once.
+func (d *delivery) heard() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.active = time.Now()
+}
+
+// takeUp returns the shares that stand at the common boundary, that boundary, and the tracks that have yet to get there.
+func (d *delivery) takeUp() (common []*share, boundary place, joining []*track) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	joining, d.joining = d.joining, nil
 	fresh := make(map[*track]bool, len(joining))
 	for _, t := range joining {
 		fresh[t] = true
-		d.tracks = append(d.tracks, t)
 	}
 	for _, s := range d.shares {
 		if !s.leaving && !fresh[s.track] {
 			common = append(common, s)
 		}
 	}
-	return common, joining
+	if len(common) == 0 && len(joining) > 0 && len(d.common.open) == 0 {
+		common, joining = d.begin(joining)
+	}
+	d.tracks = append(d.tracks, joining...)
+	return common, d.boundary, joining
+}
+
+// begin makes the place of most of the joining shares the common one, when nobody stands there. A track of their own would
+// be of no use, and one message could keep them on it for as long as it fails.
+func (d *delivery) begin(joining []*track) (common []*share, others []*track) {
+	first := slices.MaxFunc(joining, func(a, b *track) int { return len(a.shares) - len(b.shares) })
+	d.common.place, d.boundary = first.place, first.place
+	for _, s := range first.shares {
+		s.track = &d.common
+		if !s.leaving {
+			common = append(common, s)
+		}
+	}
+	return common, slices.DeleteFunc(joining, func(t *track) bool { return t == first })
 }
 
 // endWindow notes that a window was read to its end: every share, those that were joining included, has been given all
@@ -121,7 +151,7 @@ func (d *delivery) advance(t *track) {
 		t.open = t.open[1:]
 		t.place, t.last = e.after, e.window
 		if t == &d.common && e.share.track != t {
-			e.share.ahead[e.position] = true // its share's place is still behind
+			d.goAhead(e) // its share's place is still behind
 		} else {
 			delete(e.share.ahead, e.position)
 		}
@@ -148,6 +178,17 @@ func (d *delivery) advance(t *track) {
 	}
 }
 
+// goAhead notes an entry that is done while its share's place stays behind.
+func (d *delivery) goAhead(e *entry) {
+	s := e.share
+	if s.ahead[e.position] || s.leaving || d.shares[s.number] != s {
+		return
+	}
+	s.ahead[e.position] = true
+	s.beyond++
+	d.beyond++
+}
+
 // settle moves the shares of a track of their own to the common one, when both stand at or beyond the boundary at which
 // they join: before that, either place would be wrong for the other's shares.
 func (d *delivery) settle(t *track) {
@@ -160,9 +201,17 @@ func (d *delivery) settle(t *track) {
 	for _, s := range t.shares {
 		s.track = &d.common
 		clear(s.ahead) // the common place has passed them
+		d.fallBack(s)
 	}
+	d.closed.Broadcast()
 	d.tracks = slices.DeleteFunc(d.tracks, func(other *track) bool { return other == t })
 	signal(d.dirty)
+}
+
+// fallBack is for a share whose place is not behind any more, or not this process's to know.
+func (d *delivery) fallBack(s *share) {
+	d.beyond -= s.beyond
+	s.beyond = 0
 }
 
 // held returns how many shares are held and not about to be handed over.
@@ -204,6 +253,7 @@ func (d *delivery) leave(s *share) {
 	for position := range s.ahead {
 		s.handled = append(s.handled, position)
 	}
+	d.fallBack(s)
 	out := d.dropQueues(s)
 	d.closeEntries(s, func(e *entry) bool {
 		if e.done && !s.ahead[e.position] {
@@ -272,6 +322,7 @@ func (d *delivery) lose(numbers ...int16) (lost int) {
 func (d *delivery) takeAway(s *share) {
 	s.leaving = true
 	s.cancel(errLeaseLost)
+	d.fallBack(s)
 	d.dropQueues(s)
 	d.closeEntries(s, func(*entry) bool { return true })
 	delete(d.shares, s.number)
@@ -284,16 +335,21 @@ func (d *delivery) numbers() []int16 {
 	return slices.Sorted(maps.Keys(d.shares))
 }
 
-// due collects what is to be stored: of shares whose place has moved, and of those that leave and have nothing out.
+// due collects what is to be stored: of shares whose place has moved, and of those that leave and have nothing out. What is
+// handled beyond a place that stays is stored now and then, since it is written as a whole each time.
 func (d *delivery) due() []checkpoint {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var all []checkpoint
+	slow := time.Since(d.noted) >= noteEvery
 	for _, s := range d.shares {
 		switch {
 		case s.leaving && s.out == 0 && s.pending == 0:
 			all = append(all, checkpoint{number: s.number, epoch: s.epoch, place: s.frozen, ahead: s.handled, release: true})
-		case !s.leaving && s.track.place != s.stored:
+		case !s.leaving && (s.track.place != s.stored || slow && len(s.ahead) != s.noted):
+			if s.track.place == s.stored {
+				d.noted = time.Now()
+			}
 			all = append(all, checkpoint{number: s.number, epoch: s.epoch, place: s.track.place,
 				ahead: slices.Collect(maps.Keys(s.ahead))})
 		}
@@ -333,7 +389,7 @@ func (d *delivery) stored(asked []checkpoint, reached map[int16]bool) (lost int)
 				signal(d.emptied)
 			}
 		default:
-			s.stored = c.place
+			s.stored, s.noted = c.place, len(c.ahead)
 		}
 	}
 	d.mu.Unlock()

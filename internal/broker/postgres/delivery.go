@@ -37,7 +37,9 @@ type delivery struct {
 	boundary place  // that end
 	entries  int
 	bytes    int
-	active   time.Time // when the last message came or went
+	beyond   int       // positions that are handled ahead of their share's place
+	noted    time.Time // when such were stored last while no place moved
+	active   time.Time // when shares were claimed last, a message came or went, or the topic had something new
 	parked   map[string]*parkedKey
 	changes  []change // of lines, to be stored
 	loaded   int      // bytes that were taken from lines and are not handled yet
@@ -110,10 +112,7 @@ func (d *delivery) add(ctx context.Context, t *track, r row, s *share, window ui
 
 // awaitRoom returns when that many bytes may be added. A message that is larger than all the room is let in alone.
 func (d *delivery) awaitRoom(ctx context.Context, bytes int) error {
-	full := func() bool {
-		return d.entries >= unackedMax || (d.entries > 0 && d.bytes+bytes > unackedBytesMax)
-	}
-	if !full() {
+	if !d.full(bytes) {
 		return ctx.Err()
 	}
 	defer context.AfterFunc(ctx, func() {
@@ -121,10 +120,16 @@ func (d *delivery) awaitRoom(ctx context.Context, bytes int) error {
 		defer d.mu.Unlock()
 		d.closed.Broadcast()
 	})()
-	for full() && ctx.Err() == nil {
+	for d.full(bytes) && ctx.Err() == nil {
 		d.closed.Wait()
 	}
 	return ctx.Err()
+}
+
+// full reports whether that many bytes have to wait. What is done ahead of a place that stays behind counts like what is not
+// done: all of it comes again after a crash.
+func (d *delivery) full(bytes int) bool {
+	return d.entries+d.beyond >= unackedMax || (d.entries > 0 && d.bytes+bytes > unackedBytesMax)
 }
 
 // runLane delivers the first messages of ready queues, one after another, until reading ends.

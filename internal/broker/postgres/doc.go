@@ -32,9 +32,9 @@
 // is frozen where it stands; when nothing of it is with a handler any more, its place is stored with what was handled
 // beyond it, and it is free. What is handed over in good order is not delivered twice.
 //
-// One reader serves all shares of a process, window by window. Shares that were just claimed stand elsewhere: they are
-// read up to the window's end by themselves, on a track of their own (account.go), and from there on with the others.
-// Their place becomes the common one when both are beyond that end.
+// One reader serves all shares of a process, window by window, from the place of those it claimed first. Shares that were
+// claimed later stand elsewhere: they are read up to the window's end by themselves, on a track of their own (account.go),
+// and from there on with the others. Their place becomes the common one when both are beyond that end.
 //
 // A consumer that has had nothing to do for a while gives up all its shares and waits to be woken. Then it costs one
 // part of a query that all of a process's consumers share, twice a second, and no transaction ids.

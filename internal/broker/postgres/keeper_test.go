@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -41,4 +42,37 @@ func TestLostSharesGoBeforeTheTermIsExtended(t *testing.T) {
 	if lost != shareCount || !paused.valid() {
 		t.Errorf("%d shares were lost, the term holds: %t", lost, paused.valid())
 	}
+}
+
+// TestNoRestWhileEventsCome: a process whose keys have no events stays while the topic has some. It would be woken at once,
+// claim its shares again and give them up again, and everybody else's with them.
+func TestNoRestWhileEventsCome(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	ctx, cancel := context.WithCancel(t.Context())
+	s := newSubscriber(l, "reader")
+	claimed, err := l.claim(ctx, "reader", s.owner, shareCount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDelivery(l.config, func() bool { return true }, make(chan *message.Message))
+	quietForLong := func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.active = time.Now().Add(-time.Hour)
+	}
+	quietForLong()
+	d.join(ctx, claimed, nil)
+	if d.idle(time.Minute) {
+		t.Error("it rests when it has just claimed shares")
+	}
+	quietForLong()
+	ended := make(chan error)
+	go func() { ended <- s.read(ctx, "user", d) }()
+	eventually(t, "the topic is heard", func() bool {
+		l.wakeup.signal("user") // there is nothing for this process
+		return !d.idle(time.Minute)
+	})
+	cancel()
+	<-ended
 }

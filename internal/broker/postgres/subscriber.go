@@ -176,10 +176,9 @@ func (s *Subscriber) finish(stop context.Context, d *delivery) error {
 // read follows the topic and hands rows to the lanes, window by window. All shares of this process share a window's end;
 // those that were just claimed are read up to it on their own first.
 func (s *Subscriber) read(ctx context.Context, topic string, d *delivery) error {
-	var boundary place
 	for window := uint64(1); ; window++ {
 		woken := s.log.wakeup.next(topic)
-		common, joining := d.takeUp()
+		common, boundary, joining := d.takeUp()
 		if len(common)+len(joining) == 0 {
 			select {
 			case <-d.joined:
@@ -206,6 +205,7 @@ func (s *Subscriber) read(ctx context.Context, topic string, d *delivery) error 
 		}
 		select {
 		case <-woken:
+			d.heard()
 		case <-d.joined:
 		case <-ctx.Done():
 			return ctx.Err()
@@ -268,11 +268,14 @@ func (w *windowReader) read(ctx context.Context, t *track, from place, shares []
 // keepStoring stores what has moved, at most every storeEvery, and hands over what leaves. A database that does not
 // answer is asked again; the leases run out meanwhile.
 func (s *Subscriber) keepStoring(ctx context.Context, d *delivery) {
+	slow := time.NewTicker(noteEvery)
+	defer slow.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.dirty:
+		case <-slow.C:
 		}
 		if due := d.due(); len(due) > 0 {
 			s.store(ctx, d, due)
@@ -305,6 +308,9 @@ func (s *Subscriber) reportLost(n int) {
 // storeEvery bounds how often places are stored while messages flow. After a crash the messages acknowledged since the
 // last time come again.
 const storeEvery = 50 * time.Millisecond
+
+// noteEvery is how often what is handled beyond a place that stays is stored.
+const noteEvery = time.Second
 
 func sleep(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
