@@ -38,6 +38,7 @@ func TestConsumerKilledWhileItSends(t *testing.T) {
 	s.startConsumer()
 
 	release := s.office.holdBack()
+	defer release()
 	s.signUp(bert)
 	s.office.await(bert, verification)
 	killed.kill()

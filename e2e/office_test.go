@@ -12,6 +12,7 @@ import (
 	netmail "net/mail"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -118,14 +119,15 @@ func (o *office) awaitMany(within time.Duration, n int, to, subject string) []le
 	return choose(all, to, subject)
 }
 
-// holdBack makes the office receive letters and answer nothing, until release is called.
+// holdBack makes the office receive letters and answer nothing, until release is called. Called again, release does
+// nothing.
 func (o *office) holdBack() (release func()) {
 	gate := make(chan struct{})
 	o.hold.Store(&gate)
-	return func() {
-		o.hold.Store(nil)
+	return sync.OnceFunc(func() {
+		o.hold.CompareAndSwap(&gate, nil)
 		close(gate)
-	}
+	})
 }
 
 // session is one SMTP session.

@@ -54,11 +54,15 @@ func (o *output) String() string {
 	return string(text)
 }
 
-// start runs a program with these settings and no others. The process is killed at the test's end, if it still runs then.
+// start runs a program, ours or that of a path, with these settings and no others. The process is killed at the test's end, if it still runs then.
 func start(t testing.TB, program string, env settings, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: program, ended: make(chan struct{})}
-	p.cmd = exec.Command(filepath.Join(binaries, program), args...)
+	path := program
+	if !filepath.IsAbs(program) {
+		path = filepath.Join(binaries, program)
+	}
+	p.cmd = exec.Command(path, args...)
 	// The race detector's own default is to wait for a second at the end of the program.
 	p.cmd.Env = []string{"GORACE=atexit_sleep_ms=0"}
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_CACHE_HOME"} {

@@ -6,11 +6,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestStopUnderLoad sends SIGTERM to the app while requests wait for the database. Each of them gets its answer, and the
@@ -91,6 +94,7 @@ func TestStopWhileSending(t *testing.T) {
 	s.startApp(settings{"CONSUMERS": "none"})
 	p := s.start(consumer, settings{"LOG_LEVEL": "debug"})
 	release := s.office.holdBack()
+	defer release()
 	s.signUp(anna)
 	s.office.await(anna, verification)
 	p.signal(os.Interrupt)
@@ -112,6 +116,52 @@ func TestStopWhileSending(t *testing.T) {
 // nothingWaits is what --list says of the first consumer when it has handled everything.
 var nothingWaits = regexp.MustCompile(`(?m)^verification-email +user +0 `)
 
+// TestStopLeavesNoPostgres ends the app as a terminal does that is closed, and by two signals in quick succession.
+func TestStopLeavesNoPostgres(t *testing.T) {
+	parallel(t)
+	s := newSite(t)
+	p := s.startApp(nil)
+	postgres := s.postgresPID()
+	p.stop(syscall.SIGHUP)
+	s.wantNoPostgres(postgres)
+
+	for try := 0; ; try++ {
+		p = s.startApp(nil)
+		postgres = s.postgresPID()
+		first := time.Now()
+		p.signal(os.Interrupt)
+		p.says(&p.err, "postbus app: stopping; Ctrl-C again, in a moment, stops at once and leaves the private Postgres running\n")
+		p.signal(os.Interrupt)
+		if time.Since(first) < 400*time.Millisecond { // else it is a second one indeed
+			break
+		}
+		<-p.ended
+		if try == 10 {
+			t.Fatal("the machine is too busy for two signals in quick succession")
+		}
+	}
+	p.exits(0)
+	s.wantNoPostgres(postgres)
+}
+
+// TestNohup ends the terminal of an app that was started not to care.
+func TestNohup(t *testing.T) {
+	parallel(t)
+	nohup, err := exec.LookPath("nohup")
+	if err != nil {
+		t.Skip("there is no nohup")
+	}
+	s := newSiteOn(t, openOffice(t))
+	p := s.start(nohup, nil, filepath.Join(binaries, app))
+	p.says(&p.out, "  stop       Ctrl-C\n")
+	p.signal(syscall.SIGHUP)
+	s.signUp(anna)
+	if strings.Contains(p.err.String(), "stopping") {
+		t.Error("the app stops")
+	}
+	p.stop(syscall.SIGTERM)
+}
+
 // TestSecondSignalEndsAtOnce is for the person who does not want to wait.
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	parallel(t)
@@ -122,7 +172,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	s.signUp(anna)
 	s.office.await(anna, verification)
 	p.signal(os.Interrupt)
-	p.says(&p.err, "postbus app: stopping; Ctrl-C again stops at once\n")
+	p.says(&p.err, "postbus app: stopping; Ctrl-C again, in a moment, stops at once\n")
 	s.untilClosed()
 	until(t, "the app is gone", func() bool {
 		p.signal(os.Interrupt)

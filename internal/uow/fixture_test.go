@@ -120,11 +120,12 @@ func (f fixture) column(t *testing.T, query string) (values []string) {
 }
 
 // proxy stands between a pool and Postgres. Once it is told to swallow, the client's bytes still arrive and the server's
-// answers do not.
+// answers do not. Once it is told to hang up, it does at the server's next answer.
 type proxy struct {
 	listener net.Listener
 	target   string
 	swallow  atomic.Bool
+	hangUp   atomic.Bool
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -163,7 +164,7 @@ func (p *proxy) accept() {
 		p.conns = append(p.conns, client, server)
 		p.mu.Unlock()
 		p.pumps.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
-		p.pumps.Go(func() { _, _ = io.Copy(valve{client, &p.swallow}, server); _ = client.Close() })
+		p.pumps.Go(func() { _, _ = io.Copy(valve{client, p}, server); _ = client.Close() })
 	}
 }
 
@@ -178,12 +179,15 @@ func (p *proxy) cut() {
 }
 
 type valve struct {
-	to     io.Writer
-	closed *atomic.Bool
+	to net.Conn
+	of *proxy
 }
 
 func (v valve) Write(p []byte) (int, error) {
-	if v.closed.Load() {
+	switch {
+	case v.of.hangUp.Load():
+		return 0, net.ErrClosed
+	case v.of.swallow.Load():
 		return len(p), nil
 	}
 	return v.to.Write(p)

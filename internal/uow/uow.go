@@ -225,9 +225,15 @@ func send(ctx context.Context, conn *pgx.Conn, batch *pgx.Batch) error {
 }
 
 // surelyNotCommitted is true for an error that Postgres reported for a statement before COMMIT, or for COMMIT itself if
-// the session goes on after it, and for one that came before anything was sent. A FATAL error of COMMIT, such as a
-// shutdown while it waits for a standby, may follow a commit that stands.
+// the session goes on after it, and for one that came before COMMIT was sent. A FATAL error of COMMIT, such as a shutdown
+// while it waits for a standby, may follow a commit that stands.
 func surelyNotCommitted(err error, ofCommit bool) bool {
+	// On a connection that does not know the statements yet pgx has them parsed first, in a round trip of its own. Until
+	// that is answered it sends none to be carried out.
+	var preparing pgx.ErrPreprocessingBatch
+	if errors.As(err, &preparing) {
+		return true
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		return !ofCommit || pg.SeverityUnlocalized == "ERROR"

@@ -370,6 +370,33 @@ func TestLostAnswerToCommitIsUnknown(t *testing.T) {
 	}
 }
 
+// TestConnectionLostWhilePreparingIsNotUnknown: on a connection that has committed nothing yet the statements are parsed
+// before any is sent to be carried out, COMMIT among them.
+func TestConnectionLostWhilePreparingIsNotUnknown(t *testing.T) {
+	t.Parallel()
+	address := pgtest.URL(t, postgres.Migrations(postgres.DefaultSchema))
+	watcher := newFixtureOn(t, pgtest.Open(t, address))
+	for name, events := range map[string]int{"with an event": 1, "COMMIT alone": 0} {
+		p := newProxy(t, hostOf(t, address))
+		f := newFixtureOn(t, pgtest.Open(t, p.through(t, address)+"&pool_max_conns=1"))
+		err := f.Do(t.Context(), func(ctx context.Context, w *uow.Work) error {
+			d := &door{}
+			for range events {
+				d.recorder.Record(opened{ID: "x"})
+			}
+			w.Track(d)
+			defer p.hangUp.Store(true)
+			return insert(ctx, w, "x")
+		})
+		if err == nil || errors.Is(err, uow.ErrOutcomeUnknown) {
+			t.Errorf("%s: Do returned %v", name, err)
+		}
+	}
+	if doors, events := watcher.stored(t); len(doors) != 0 || len(events) != 0 {
+		t.Errorf("what was not committed left %q and %q", doors, events)
+	}
+}
+
 // TestConnectionLostBeforeCommitIsNotUnknown: nothing of COMMIT was sent, so the answer is known.
 func TestConnectionLostBeforeCommitIsNotUnknown(t *testing.T) {
 	t.Parallel()

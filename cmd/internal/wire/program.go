@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"postbus/internal/config"
 	"postbus/internal/mail"
@@ -22,9 +23,14 @@ const (
 	exitRefused = 2 // a setting is unknown or malformed
 )
 
-// Run is the main function of a program: it reads the settings, runs until the program ends by itself, or by SIGINT or
-// SIGTERM, and returns the exit code. A second signal ends the program at once, as is told on stderr at the first. What
-// goes wrong is told there, too, in one line.
+// secondAfter is how long after the first signal further ones are taken for the same: a wrapper passes on what the
+// terminal has sent to the whole group, and a program that is killed while it stops leaves a private Postgres behind.
+const secondAfter = 500 * time.Millisecond
+
+// Run is the main function of a program: it reads the settings, runs until the program ends by itself, or by SIGINT,
+// SIGTERM or the end of its terminal (SIGHUP, unless that is ignored, as under nohup), and returns the exit code. A
+// second signal, half a second later or more, ends the program at once, as is told on stderr at the first. What goes
+// wrong is told there, too, in one line.
 func Run(program string, run func(ctx context.Context, c config.Config, logger *slog.Logger) error) int {
 	c, err := load(program)
 	switch {
@@ -34,12 +40,18 @@ func Run(program string, run func(ctx context.Context, c config.Config, logger *
 		tell(program, err.Error()) // composed without values
 		return exitRefused
 	}
-	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, restore := signal.NotifyContext(context.Background(), signals...)
 	defer restore()
 	defer context.AfterFunc(ctx, func() {
-		restore() // from then on a signal has its usual effect
+		// What reads the output may have got the same signal. Caught, a broken pipe is an error of writing, no more.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+		time.AfterFunc(secondAfter, restore) // from then on a signal has its usual effect
 		if !c.Psql {
-			tell(program, "stopping; Ctrl-C again stops at once")
+			tell(program, stopping(c))
 		}
 	})()
 	err = run(ctx, c, telemetry.NewLogger(os.Stderr, c.LogLevel, c.LogFormat))
@@ -60,6 +72,14 @@ func load(program string) (config.Config, error) {
 		return c, &config.Error{Setting: "SMTP_URL", Problem: "is refused: " + err.Error()}
 	}
 	return c, nil
+}
+
+// stopping says what the first signal does, and what a second one would.
+func stopping(c config.Config) string {
+	if c.DatabaseURL == "" {
+		return "stopping; Ctrl-C again, in a moment, stops at once and leaves the private Postgres running"
+	}
+	return "stopping; Ctrl-C again, in a moment, stops at once"
 }
 
 func tell(program, sentence string) { fmt.Fprintf(os.Stderr, "postbus %s: %s\n", program, sentence) }
