@@ -229,10 +229,12 @@ func (l *Log) extend(ctx context.Context, t partitions) error {
 }
 
 // execAlone runs statements in one transaction that the server begins and ends by itself: they travel together, so that no
-// lock waits for this process to be scheduled, or to be continued after a SIGSTOP.
+// lock waits for this process to be scheduled, or to be continued after a SIGSTOP. Each sees what others have committed before,
+// whatever the database's default is: a check under a lock is about what is there when the lock is had.
 func (l *Log) execAlone(ctx context.Context, statements ...string) error {
 	return l.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
-		_, err := c.Conn().PgConn().Exec(ctx, strings.Join(statements, "; ")).ReadAll()
+		sql := `SET TRANSACTION ISOLATION LEVEL READ COMMITTED; ` + strings.Join(statements, "; ")
+		_, err := c.Conn().PgConn().Exec(ctx, sql).ReadAll()
 		return err
 	})
 }

@@ -1,9 +1,11 @@
 package postgres
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -138,4 +140,32 @@ func start(t *testing.T, pool *pgxpool.Pool) error {
 		return err
 	}
 	return l.Provision(t.Context(), []string{"user"}, []Subscription{{Consumer: "reader", Topic: "user"}})
+}
+
+// TestSubscribeToAnotherTopic than the consumer reads is refused, as is one that nobody has provisioned. Neither would ever
+// get anything.
+func TestSubscribeToAnotherTopic(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	if err := l.Provision(t.Context(), []string{"order"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := subscriber(t, l, "reader").Subscribe(t.Context(), "order"); !errors.Is(err, ErrTopicChanged) {
+		t.Errorf("to another topic: %v", err)
+	}
+	if _, err := subscriber(t, l, "stranger").Subscribe(t.Context(), "user"); !errors.Is(err, ErrUnknownConsumer) {
+		t.Errorf("an unknown consumer: %v", err)
+	}
+}
+
+// TestSubscribeWhileTheDatabaseIsAway: the subscriber is there, and begins when the database is.
+func TestSubscribeWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	l, server := ownLog(t, Config{Lease: time.Second}, "reader")
+	server.Kill()
+	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
+	server.Start()
+	eventually(t, "the database is there", func() bool { return l.pool.Ping(t.Context()) == nil })
+	publish(t, l, event("k", 1))
+	in.await(t, 1)
 }

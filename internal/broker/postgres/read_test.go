@@ -1,13 +1,19 @@
 package postgres
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/pgtest"
 )
 
 // reading is a reader without a subscriber: it takes pages and notes what they held.
@@ -206,4 +212,51 @@ func TestModeOfThePoolStays(t *testing.T) {
 			t.Errorf("%q: %s, want %s", setting, got, want)
 		}
 	}
+}
+
+// TestLargeEventsTravelOnce: a page ends by its bytes long before its rows, and what comes after is not sent with it.
+func TestLargeEventsTravelOnce(t *testing.T) {
+	t.Parallel()
+	config, err := pgxpool.ParseConfig(pgtest.URL(t, Migrations(DefaultSchema)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var received atomic.Int64
+	dial := config.ConnConfig.DialFunc
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		return countingConn{conn, &received}, err
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	l := openLog(t, pool, Config{}, "reader")
+	const total, size = 60, 250 << 10
+	batch := make([]*message.Message, total)
+	for n := range batch {
+		batch[n] = event(fmt.Sprint(n), n)
+		batch[n].Payload = []byte(strings.Repeat("x", size))
+	}
+	publish(t, l, batch...)
+	r := newReading(t, l, "reader")
+	received.Store(0)
+	if r.drain(t, false); len(r.seen) != total {
+		t.Errorf("%d events were read, want %d", len(r.seen), total)
+	}
+	if got := received.Load(); got > total*size*3/2 {
+		t.Errorf("%d events of %d bytes took %d bytes", total, size, got)
+	}
+}
+
+type countingConn struct {
+	net.Conn
+	received *atomic.Int64
+}
+
+func (c countingConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.received.Add(int64(n))
+	return n, err
 }

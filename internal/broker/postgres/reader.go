@@ -105,7 +105,7 @@ func (l *Log) read(ctx context.Context, topic string, from place, shares []int16
 		result.next.position = r.position
 		r.after = result.next
 		result.rows = append(result.rows, r)
-		if bytes += r.bytes(); bytes > unackedBytesMax/4 {
+		if bytes += r.bytes(); bytes > pageBytesMax {
 			break
 		}
 	}
@@ -113,7 +113,7 @@ func (l *Log) read(ctx context.Context, topic string, from place, shares []int16
 	if err := rows.Err(); err != nil {
 		return page{}, fmt.Errorf("read topic %s: %w", topic, err)
 	}
-	result.more = len(result.rows) == pageRowsMax || bytes > unackedBytesMax/4
+	result.more = len(result.rows) == pageRowsMax || bytes > pageBytesMax
 	if !result.more {
 		result.next = result.next.endWindow()
 		if n := len(result.rows); n > 0 {
@@ -127,14 +127,24 @@ const (
 	columns = `position, slot, id, metadata, payload`
 	visible = `(@end::pg_snapshot IS NULL OR pg_visible_in_snapshot(xid, @end::pg_snapshot))
 		AND (@shares::smallint[] IS NULL OR slot % @count::smallint = ANY (@shares::smallint[]))`
-	// answer gives the snapshot also when there is no row.
-	answer = `SELECT pg_current_snapshot()::text, r.* FROM (VALUES (1)) AS one LEFT JOIN LATERAL (%s) AS r ON true`
+	pageBytesMax = unackedBytesMax / 4 // of a page; the row that goes beyond is its last
 )
+
+// answerSQL gives the snapshot also when there is no row, and no row after the one that fills the page: its bytes would travel
+// with every page before its own. A payload's length is known without reading it.
+func answerSQL(query string) string {
+	return fmt.Sprintf(`SELECT pg_current_snapshot()::text, `+columns+` FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
+		SELECT * FROM (
+			SELECT *, sum(octet_length(payload) + %d) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING)
+				- octet_length(payload) - %[1]d AS bytes_before
+			FROM (%[3]s) AS found) AS found
+		WHERE bytes_before <= %[2]d ORDER BY position) AS r ON true`, metadataBytesEstimate, pageBytesMax, query)
+}
 
 // tailQuery reads beyond floor, where every visible row is new. The primary key gives it in order.
 func (l *Log) tailQuery(topic string) string {
-	return fmt.Sprintf(answer, `SELECT `+columns+` FROM `+l.topicTable(topic)+`
-		WHERE position > greatest(@floor::bigint, @position::bigint) AND `+visible+` ORDER BY position LIMIT @limit`)
+	return answerSQL(`SELECT ` + columns + ` FROM ` + l.topicTable(topic) + `
+		WHERE position > greatest(@floor::bigint, @position::bigint) AND ` + visible + ` ORDER BY position LIMIT @limit`)
 }
 
 // headQuery reads the beginning of a window: besides the tail, the late rows up to floor, found by transaction. Their
@@ -144,13 +154,13 @@ func (l *Log) headQuery(topic string) string {
 	// sealed has no late rows; that bound is a plain one, for the planner to leave partitions out by.
 	late := `SELECT ` + columns + ` FROM ` + l.topicTable(topic) + `
 		WHERE position > @sealed AND position + 0 > @position AND position + 0 <= @floor AND ` + visible + ` AND `
-	return fmt.Sprintf(answer, `SELECT * FROM (
-		(`+late+` xid = ANY (ARRAY(SELECT pg_snapshot_xip(@snapshot::pg_snapshot))))
+	return answerSQL(`SELECT * FROM (
+		(` + late + ` xid = ANY (ARRAY(SELECT pg_snapshot_xip(@snapshot::pg_snapshot))))
 		UNION ALL
-		(`+late+` xid >= pg_snapshot_xmax(@snapshot::pg_snapshot) AND xid < @fence::xid8)
+		(` + late + ` xid >= pg_snapshot_xmax(@snapshot::pg_snapshot) AND xid < @fence::xid8)
 		UNION ALL
-		(SELECT `+columns+` FROM `+l.topicTable(topic)+`
-			WHERE position > @floor AND `+visible+` ORDER BY position LIMIT @limit)
+		(SELECT ` + columns + ` FROM ` + l.topicTable(topic) + `
+			WHERE position > @floor AND ` + visible + ` ORDER BY position LIMIT @limit)
 	) AS window_rows ORDER BY position LIMIT @limit`)
 }
 

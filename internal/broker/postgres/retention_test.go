@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/pgtest"
 )
 
 // aged are the settings of a log whose closed partitions may go as soon as makeOld was called.
@@ -176,6 +178,44 @@ func TestRowOfAnOpenTransactionIsNotDropped(t *testing.T) {
 			}
 			eventually(t, "the drop", func() bool { maintain(t, l); return numbers(t, l)[0] == 1 })
 		})
+	}
+}
+
+// TestDetachUnderOtherIsolation: a row commits while the detaching waits for the lock. Whether it was read is decided under the
+// lock, and so after it, whatever the database's default isolation level is.
+func TestDetachUnderOtherIsolation(t *testing.T) {
+	t.Parallel()
+	address := pgtest.URL(t, Migrations(DefaultSchema)) + "&options=-c%20default_transaction_isolation%3Drepeatable%5C%20read"
+	l := openLog(t, pgtest.Open(t, address), aged(false), "reader")
+	ctx := t.Context()
+	publish(t, l, event("k", 0))
+	closePartition(t, l)
+	r := newReading(t, l, "reader")
+	attempt := func(position int) error {
+		r.drain(t, true)
+		tx, err := l.pool.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(ctx, `insert into postbus.topic_user (position, slot, id, metadata, payload) overriding system value
+			values ($1, 0, gen_random_uuid(), '{}', '')`, position); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- l.execDetach(ctx, "user", 0) }()
+		eventually(t, "the lock is waited for", func() bool { return waiting(t, l) > 0 || len(done) > 0 })
+		if err := tx.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return <-done
+	}
+	position := 100
+	err := attempt(position)
+	for ; isBusy(err); err = attempt(position) { // it waits for so short a time that the commit may come too late
+		position++
+	}
+	if !hasCode(err, codeUnread) {
+		t.Errorf("the partition has a committed row that nobody has read, and the detaching says %v", err)
 	}
 }
 

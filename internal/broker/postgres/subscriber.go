@@ -11,6 +11,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 )
 
 // Subscriber is the message.Subscriber of one consumer. All the subscribers of a consumer, in all processes, share its
@@ -49,7 +50,8 @@ func ownerName() string {
 // Subscribe delivers the topic's events from where the consumer stands: one at a time for a key, several keys at once. A
 // message that is acknowledged is not delivered again, except after a crash; one that is refused comes again after a
 // wait that doubles each time. The channel is closed when ctx has ended or Close was called, and what was being handled
-// is done. It is called once; the consumer must have been provisioned.
+// is done. It is called once. It returns ErrUnknownConsumer and ErrTopicChanged, unless the database is away: then it
+// delivers when that is back.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -60,6 +62,9 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	}
 	if s.subscribed {
 		return nil, errors.New("a subscriber has one subscription")
+	}
+	if err := s.reads(ctx, topic); err != nil {
+		return nil, fmt.Errorf("subscribe %s to topic %s: %w", s.consumer, topic, err)
 	}
 	s.subscribed = true
 	out := make(chan *message.Message)
@@ -78,6 +83,26 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		s.run(stop, topic, out)
 	})
 	return out, nil
+}
+
+// readsTimeout bounds the look at what the consumer reads.
+const readsTimeout = time.Second
+
+// reads returns an error if the consumer is known not to read the topic.
+func (s *Subscriber) reads(ctx context.Context, topic string) error {
+	ctx, cancel := context.WithTimeout(ctx, readsTimeout)
+	defer cancel()
+	var known string
+	err := s.log.pool.QueryRow(ctx, `SELECT topic FROM `+s.log.table("consumers")+` WHERE consumer = $1`, s.consumer).Scan(&known)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return ErrUnknownConsumer
+	case err != nil:
+		s.logger.Warn("what the consumer reads is not known yet", slog.Any("error", err))
+	case known != topic:
+		return fmt.Errorf("%w: it reads %s", ErrTopicChanged, known)
+	}
+	return nil
 }
 
 // Close stops fetching, waits for what is being handled, at most the log's Drain, stores where the consumer stands and
