@@ -85,16 +85,16 @@ const (
 	classDeadline    = "deadline" // the handler overran
 )
 
-// Failure is why an attempt at an event failed, and what its consumer's policy makes of it. The subscriber gets it before
+// AttemptError is why an attempt at an event failed, and what its consumer's policy makes of it. The subscriber gets it before
 // the message is refused (Refuser), and needs to know nothing of policies.
-type Failure struct {
+type AttemptError struct {
 	err    error
 	class  string
 	policy Policy
 }
 
-func newFailure(err error, policy Policy) *Failure {
-	f := &Failure{err: err, class: classTransient, policy: policy}
+func newFailure(err error, policy Policy) *AttemptError {
+	f := &AttemptError{err: err, class: classTransient, policy: policy}
 	var permanent *permanentError
 	var later *retryAfterError
 	var panicked *PanicError
@@ -116,16 +116,16 @@ func newFailure(err error, policy Policy) *Failure {
 }
 
 // Error implements error.
-func (f *Failure) Error() string { return f.err.Error() }
+func (f *AttemptError) Error() string { return f.err.Error() }
 
 // Unwrap returns the handler's error.
-func (f *Failure) Unwrap() error { return f.err }
+func (f *AttemptError) Unwrap() error { return f.err }
 
 // Class is what kind of failure it is: transient, permanent, retry-after, undecodable, unknown-type, panic, deadline.
-func (f *Failure) Class() string { return f.class }
+func (f *AttemptError) Class() string { return f.class }
 
 // Stack is where the handler panicked, "" if it did not.
-func (f *Failure) Stack() string {
+func (f *AttemptError) Stack() string {
 	var panicked *PanicError
 	if errors.As(f.err, &panicked) {
 		return string(panicked.Stack)
@@ -134,7 +134,7 @@ func (f *Failure) Stack() string {
 }
 
 // Next tells when to try again after the failed attempt of that number, from 1 on; false for not at all.
-func (f *Failure) Next(attempt int) (wait time.Duration, again bool) {
+func (f *AttemptError) Next(attempt int) (wait time.Duration, again bool) {
 	switch {
 	case f.class == classPermanent, f.class == classUndecodable, attempt >= f.policy.Attempts:
 		return 0, false
@@ -148,12 +148,12 @@ func (f *Failure) Next(attempt int) (wait time.Duration, again bool) {
 
 // Everybody tells whether the failure may well be everybody's: of what is behind the handler, not of this event. When
 // nothing but such failures comes, a consumer slows down.
-func (f *Failure) Everybody() bool {
+func (f *AttemptError) Everybody() bool {
 	return f.class == classTransient || f.class == classDeadline || f.class == classRetryAfter
 }
 
 // Hold tells whether later events of the key wait once this one is dead.
-func (f *Failure) Hold() bool { return f.policy.AfterDeath == HoldKey }
+func (f *AttemptError) Hold() bool { return f.policy.AfterDeath == HoldKey }
 
 type permanentError struct{ err error }
 

@@ -24,7 +24,7 @@ type Subscribers interface {
 }
 
 // Refuser is a Subscribers that wants to know why a message is refused. Refuse is called in the handler's goroutine, before
-// the Nack; reason is a *Failure. Without it a message that is refused comes again as often as the subscriber likes.
+// the Nack; reason is an *AttemptError. Without it a message that is refused comes again as often as the subscriber likes.
 type Refuser interface {
 	Refuse(m *message.Message, reason error)
 }

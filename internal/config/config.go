@@ -177,21 +177,34 @@ func complete(c Config) (Config, error) {
 		return Config{}, &Error{Setting: "SECRET_KEY", Problem: "is required with a DATABASE_URL, and has to be the same in " +
 			"every program; make one with: openssl rand -base64 32"}
 	}
-	switch {
-	case (c.Move == "") != (c.To == ""):
-		return Config{}, &Error{Setting: "--move", Problem: "goes with --to: --move=welcome-email --to=now"}
-	case c.RenameFrom != "" && !c.Apply:
-		return Config{}, &Error{Setting: "--rename", Problem: "needs --apply"}
-	case c.Dead != "" && c.Dead != "list" && c.WhichConsumer == "":
-		return Config{}, &Error{Setting: "--dead=" + c.Dead, Problem: "needs --which, such as --which=welcome-email"}
-	case c.Dead == "" && (c.WhichConsumer != "" || c.Payload != "" || c.Note != ""):
-		return Config{}, &Error{Setting: "--which, --payload and --note", Problem: "go with --dead"}
-	case c.Payload != "" && (c.Dead != "retry" || c.WhichEvent == uuid.Nil):
-		return Config{}, &Error{Setting: "--payload", Problem: "goes with --dead=retry and one event: --which=NAME:ID"}
+	if err := checkRun(c); err != nil {
+		return Config{}, err
 	}
 	if c.HTTPAddr == "" {
 		c.HTTPAddr, c.PublicURLGuessed = defaultHTTPAddr, c.PublicURL == ""
 	}
+	return completeURL(c)
+}
+
+// checkRun checks what the flags of this run demand of each other.
+func checkRun(c Config) error {
+	switch {
+	case (c.Move == "") != (c.To == ""):
+		return &Error{Setting: "--move", Problem: "goes with --to: --move=welcome-email --to=now"}
+	case c.RenameFrom != "" && !c.Apply:
+		return &Error{Setting: "--rename", Problem: "needs --apply"}
+	case c.Dead != "" && c.Dead != "list" && c.WhichConsumer == "":
+		return &Error{Setting: "--dead=" + c.Dead, Problem: "needs --which, such as --which=welcome-email"}
+	case c.Dead == "" && (c.WhichConsumer != "" || c.Payload != "" || c.Note != ""):
+		return &Error{Setting: "--which, --payload and --note", Problem: "go with --dead"}
+	case c.Payload != "" && (c.Dead != "retry" || c.WhichEvent == uuid.Nil):
+		return &Error{Setting: "--payload", Problem: "goes with --dead=retry and one event: --which=NAME:ID"}
+	}
+	return nil
+}
+
+// completeURL makes PublicURL of HTTPAddr where it was not given.
+func completeURL(c Config) (Config, error) {
 	if c.PublicURL != "" {
 		return c, nil
 	}

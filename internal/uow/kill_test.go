@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childURL) != "" {
 		if err := consume(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+			os.Exit(1) //nolint:forbidigo // this is its main function
 		}
 		return
 	}

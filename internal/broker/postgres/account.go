@@ -367,7 +367,9 @@ func (d *delivery) remaining() []checkpoint {
 		if !s.leaving {
 			d.leave(s)
 		}
-		all = append(all, checkpoint{number: s.number, epoch: s.epoch, place: s.frozen, ahead: s.handled, release: s.out == 0 && s.pending == 0})
+		all = append(all, checkpoint{
+			number: s.number, epoch: s.epoch, place: s.frozen, ahead: s.handled, release: s.out == 0 && s.pending == 0,
+		})
 	}
 	return all
 }

@@ -18,7 +18,7 @@ func graveyard(t *testing.T) (l *Log, in *inbox, mended *atomic.Bool) {
 	t.Helper()
 	l = newLog(t, Config{Poll: 50 * time.Millisecond}, "reader")
 	mended = new(atomic.Bool)
-	in = work(t.Context(), t, l, "reader", func(m *message.Message) error {
+	in = work(t.Context(), t, l, func(m *message.Message) error {
 		key, first := m.Metadata.Get(keyAttribute), strings.Contains(string(m.Payload), `"n":1}`)
 		if mended.Load() || !first {
 			return nil
@@ -32,7 +32,7 @@ func graveyard(t *testing.T) (l *Log, in *inbox, mended *atomic.Bool) {
 		publish(t, l, event(key, 1), event(key, 2))
 	}
 	eventually(t, "them to be dead", func() bool {
-		parked := isParked(t, l, "reader")
+		parked := isParked(t, l)
 		return parked["held"] == 3 && parked["behind"] == 3 && parked["dead"] == 1 && len(in.all()) == 1
 	})
 	return l, in, mended
@@ -69,9 +69,9 @@ func TestDeadEventsAreResolved(t *testing.T) {
 	resolve := func(which Dead, what Resolution, want int, handled ...string) {
 		t.Helper()
 		which.Consumer = "reader"
-		before := isParked(t, l, "reader")
+		before := isParked(t, l)
 		if n, err := l.Resolve(t.Context(), which, what, note, nil, true); err != nil || n != want ||
-			isParked(t, l, "reader")["held"] != before["held"] || isParked(t, l, "reader")["dead"] != before["dead"] {
+			isParked(t, l)["held"] != before["held"] || isParked(t, l)["dead"] != before["dead"] {
 			t.Errorf("%v of %+v, dry run: %d, %v", what, which, n, err)
 		}
 		had := len(in.all())
@@ -91,7 +91,7 @@ func TestDeadEventsAreResolved(t *testing.T) {
 	mended.Store(true)
 	resolve(Dead{Key: "c"}, Retry, 1, payloads("c", 1, 2)...)
 	resolve(Dead{}, Retry, 2, payloads("b", 1, 1)[0], payloads("pass", 1, 1)[0])
-	eventually(t, "only the discarded one to be left", func() bool { return fmt.Sprint(isParked(t, l, "reader")) == "map[dead:1]" })
+	eventually(t, "only the discarded one to be left", func() bool { return fmt.Sprint(isParked(t, l)) == "map[dead:1]" })
 	var notes string
 	if err := l.pool.QueryRow(t.Context(), `SELECT notes::text FROM postbus.parked`).Scan(&notes); err != nil ||
 		!strings.Contains(notes, `"did": "discard"`) || !strings.Contains(notes, `"by": "tester"`) {
@@ -113,7 +113,7 @@ func TestDeadEventsAreResolved(t *testing.T) {
 		if err := l.sweepResolved(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := isParked(t, l, "reader")["dead"]; got != c.left {
+		if got := isParked(t, l)["dead"]; got != c.left {
 			t.Errorf("%s after it was discarded there are %d", c.age, got)
 		}
 	}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -74,5 +75,7 @@ func TestNoRestWhileEventsCome(t *testing.T) {
 		return !d.idle(time.Minute)
 	})
 	cancel()
-	<-ended
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("reading ended with %v", err)
+	}
 }

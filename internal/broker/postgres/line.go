@@ -42,7 +42,9 @@ func (d *delivery) behindLine(e *entry, key string) bool {
 // entries stay open until the table has them.
 func (d *delivery) park(q *queue, v verdict) {
 	e := q.entries[0]
-	d.change(change{share: q.share, key: q.key, position: e.position, kind: changePark, entry: e, state: v.state, wait: v.wait, failure: &v.failure})
+	d.change(change{
+		share: q.share, key: q.key, position: e.position, kind: changePark, entry: e, state: v.state, wait: v.wait, failure: &v.failure,
+	})
 	rest := q.entries[1:]
 	q.entries = nil
 	delete(d.queues, q.key)
@@ -66,7 +68,9 @@ func (d *delivery) resume(key string, s *share, entries []*entry) {
 // failAgain notes that the head of a line failed once more.
 func (d *delivery) failAgain(q *queue, v verdict) {
 	e, p := q.entries[0], q.line
-	d.change(change{share: q.share, key: q.key, position: e.position, kind: changeFail, entry: e, state: v.state, wait: v.wait, failure: &v.failure})
+	d.change(change{
+		share: q.share, key: q.key, position: e.position, kind: changeFail, entry: e, state: v.state, wait: v.wait, failure: &v.failure,
+	})
 	d.loaded -= q.bytes()
 	q.entries, p.queue = nil, nil
 	p.retry, p.ended = v.state == stateRetry, v.state == stateDead // past a dead one that lets its key go on comes the next
@@ -150,7 +154,11 @@ func (d *delivery) changed(done []change, held map[int16]bool) (lost int) {
 			d.closeParked(c.entry)
 		}
 	}
-	if len(d.changes) > 0 || slices.ContainsFunc(slices.Collect(maps.Values(d.parked)), func(p *parkedKey) bool { return len(p.behind) > 0 }) {
+	more := len(d.changes) > 0
+	for _, p := range d.parked {
+		more = more || len(p.behind) > 0
+	}
+	if more {
 		signal(d.parking)
 	}
 	signal(d.dirty) // a share that leaves may have waited for this

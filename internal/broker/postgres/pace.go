@@ -11,8 +11,8 @@ import (
 // something succeeds.
 const (
 	slowAfter = 16 // failures with no success in between
-	slowMin   = time.Second
-	slowMax   = 30 * time.Second
+	slowFirst = time.Second
+	slowMost  = 30 * time.Second
 )
 
 // pace is how fast a delivery goes. It belongs to delivery.mu, but for gate.
@@ -70,9 +70,9 @@ func (d *delivery) failed(v verdict) (stays bool) {
 	case d.slow && time.Now().Before(d.next):
 		return true // it was under way before
 	case d.slow:
-		d.pause = min(2*d.pause, slowMax)
+		d.pause = min(2*d.pause, slowMost)
 	case d.failing >= slowAfter || full:
-		d.slow, d.pause = true, slowMin
+		d.slow, d.pause = true, slowFirst
 		d.logger.Warn("nothing but failures: consumer slows down until something succeeds", slog.Int("count", d.failing),
 			slog.String("reason", v.Class))
 	default:

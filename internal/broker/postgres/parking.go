@@ -155,8 +155,8 @@ func (l *Log) queueChange(batch *pgx.Batch, consumer string, hash uuid.UUID, c c
 		if failures, err = json.Marshal([]failure{*c.failure}); err != nil {
 			return fmt.Errorf("encode failure: %w", err)
 		}
-		print := fingerprintOf(c.entry.metadata.Get(typeAttribute), c.failure)
-		fingerprint = &print
+		alike := fingerprintOf(c.entry.metadata.Get(typeAttribute), c.failure)
+		fingerprint = &alike
 	}
 	const timing = `CASE WHEN $4 = 'retry' THEN clock_timestamp() + $5::interval END,
 		CASE WHEN $4 IN ('held', 'dead') THEN clock_timestamp() END`
@@ -238,7 +238,8 @@ func (l *Log) dueKeys(ctx context.Context, consumer string, shares []int16) (key
 // line returns the first rows of a key's line that may be handled, and whether it has any row at all. What comes after a
 // dead row that holds the key is not for now.
 func (l *Log) line(ctx context.Context, consumer, key string) (waiting []waitingRow, exists bool, err error) {
-	rows, err := l.pool.Query(ctx, `SELECT position, share, state = 'held' OR run_at > clock_timestamp(), attempts, event_id, metadata, payload
+	rows, err := l.pool.Query(ctx, `SELECT position, share, state = 'held' OR run_at > clock_timestamp(), attempts, event_id, metadata,
+			payload
 		FROM (SELECT *, sum(octet_length(payload)) OVER (ORDER BY position) - octet_length(payload) AS before
 			FROM (SELECT * FROM `+l.table("parked")+` WHERE consumer = $1 AND key_hash = $2 AND state <> 'dead'
 				ORDER BY position LIMIT $3) AS line) AS line

@@ -41,10 +41,10 @@ func (r reason) Next(attempt int) (time.Duration, bool) {
 // soon is a failure that is tried again at once.
 func soon() reason { return reason{text: "no", class: "transient", attempts: 100} }
 
-// work lets a consumer handle messages as the router does: an error is the reason of a refusal.
-func work(ctx context.Context, t *testing.T, l *Log, consumer string, handle func(*message.Message) error) *inbox {
+// work lets the consumer reader handle messages as the router does: an error is the reason of a refusal.
+func work(ctx context.Context, t *testing.T, l *Log, handle func(*message.Message) error) *inbox {
 	t.Helper()
-	return listen(ctx, t, subscriber(t, l, consumer), func(m *message.Message) bool {
+	return listen(ctx, t, subscriber(t, l, "reader"), func(m *message.Message) bool {
 		err := handle(m)
 		if err != nil {
 			l.Refuse(m, err)
@@ -66,10 +66,10 @@ func of(key string, all []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(p string) bool { return !strings.Contains(p, fmt.Sprintf("%q", key)) })
 }
 
-// isParked tells how many rows of each state a consumer has.
-func isParked(t *testing.T, l *Log, consumer string) (states map[string]int) {
+// isParked tells how many rows of each state there are.
+func isParked(t *testing.T, l *Log) (states map[string]int) {
 	t.Helper()
-	rows, err := l.pool.Query(t.Context(), `SELECT state, count(*)::int FROM postbus.parked WHERE consumer = $1 GROUP BY state`, consumer)
+	rows, err := l.pool.Query(t.Context(), `SELECT state, count(*)::int FROM postbus.parked GROUP BY state`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,9 +86,9 @@ func isParked(t *testing.T, l *Log, consumer string) (states map[string]int) {
 	return states
 }
 
-func waitingOf(t *testing.T, l *Log, consumer string) int {
+func waitingOf(t *testing.T, l *Log) int {
 	t.Helper()
-	status, _, err := l.Status(t.Context(), Subscription{Consumer: consumer, Topic: "user"})
+	status, _, err := l.Status(t.Context(), Subscription{Consumer: "reader", Topic: "user"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestFailedEventIsParkedWithItsKey(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
 	var mended atomic.Bool
-	in := work(t.Context(), t, l, "reader", func(m *message.Message) error {
+	in := work(t.Context(), t, l, func(m *message.Message) error {
 		if !mended.Load() && string(m.Payload) == payloads("a", 1, 1)[0] {
 			return soon()
 		}
@@ -109,7 +109,7 @@ func TestFailedEventIsParkedWithItsKey(t *testing.T) {
 	publish(t, l, event("a", 0), event("a", 1), event("b", 1), event("a", 2), event("b", 2), event("a", 3))
 	in.await(t, 3)
 	publish(t, l, event("a", 4))
-	eventually(t, "the place to pass what is parked", func() bool { return waitingOf(t, l, "reader") == 0 && isParked(t, l, "reader")["behind"] == 3 })
+	eventually(t, "the place to pass what is parked", func() bool { return waitingOf(t, l) == 0 && isParked(t, l)["behind"] == 3 })
 	if got := in.all(); len(got) != 3 || !slices.Equal(of("b", got), payloads("b", 1, 2)) {
 		t.Errorf("while a is parked %q were handled", got)
 	}
@@ -117,7 +117,7 @@ func TestFailedEventIsParkedWithItsKey(t *testing.T) {
 	if got := in.await(t, 7); !slices.Equal(of("a", got), payloads("a", 0, 4)) {
 		t.Errorf("a was handled as %q", got)
 	}
-	eventually(t, "the line to end", func() bool { return len(isParked(t, l, "reader")) == 0 })
+	eventually(t, "the line to end", func() bool { return len(isParked(t, l)) == 0 })
 	publish(t, l, event("a", 5))
 	if got := in.await(t, 8); !slices.Equal(of("a", got), payloads("a", 0, 5)) || len(got) != 8 {
 		t.Errorf("in the end %q were handled", got)
@@ -134,20 +134,20 @@ func TestParkingSurvivesARestart(t *testing.T) {
 		return false
 	})
 	publish(t, l, event("a", 1))
-	eventually(t, "it to be parked", func() bool { return isParked(t, l, "reader")["retry"] == 1 })
+	eventually(t, "it to be parked", func() bool { return isParked(t, l)["retry"] == 1 })
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
 	publish(t, l, event("a", 2), event("b", 1))
 	attempts := make(chan int, 10)
-	in := work(t.Context(), t, l, "reader", func(m *message.Message) error {
+	in := work(t.Context(), t, l, func(m *message.Message) error {
 		if string(m.Payload) == payloads("a", 1, 1)[0] && len(attempts) == 0 {
 			return reason{text: "no", attempts: 9, told: func(n int) { attempts <- n }}
 		}
 		return nil
 	})
 	in.await(t, 1)
-	eventually(t, "the second to be behind", func() bool { return isParked(t, l, "reader")["behind"] == 1 })
+	eventually(t, "the second to be behind", func() bool { return isParked(t, l)["behind"] == 1 })
 	if _, err := l.pool.Exec(t.Context(), `UPDATE postbus.parked SET run_at = now() WHERE state = 'retry'`); err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestDeadEventHoldsItsKeyOrLetsItPass(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLog(t, Config{}, "reader")
-			in := work(t.Context(), t, l, "reader", func(m *message.Message) error {
+			in := work(t.Context(), t, l, func(m *message.Message) error {
 				if string(m.Payload) == payloads("a", 1, 1)[0] {
 					return reason{text: "never \x00", class: "permanent", attempts: 2, pass: c.pass}
 				}
@@ -181,7 +181,7 @@ func TestDeadEventHoldsItsKeyOrLetsItPass(t *testing.T) {
 			})
 			publish(t, l, event("a", 1), event("a", 2), event("b", 1), event("a", 3))
 			got := in.await(t, 1+len(c.handled))
-			eventually(t, "it to be dead", func() bool { return fmt.Sprint(isParked(t, l, "reader")) == fmt.Sprint(c.states) })
+			eventually(t, "it to be dead", func() bool { return fmt.Sprint(isParked(t, l)) == fmt.Sprint(c.states) })
 			if !slices.Equal(of("a", got), c.handled) {
 				t.Errorf("of a %q were handled", got)
 			}
@@ -204,7 +204,7 @@ func TestLongLineCatchesUpInOrder(t *testing.T) {
 	const n = 2*parkRowsMax + 7
 	l := newLog(t, Config{}, "reader")
 	var mended atomic.Bool
-	in := work(t.Context(), t, l, "reader", func(*message.Message) error {
+	in := work(t.Context(), t, l, func(*message.Message) error {
 		if mended.Load() {
 			return nil
 		}
@@ -215,7 +215,7 @@ func TestLongLineCatchesUpInOrder(t *testing.T) {
 		all = append(all, event("a", i))
 	}
 	publish(t, l, all...)
-	eventually(t, "all to be parked", func() bool { return isParked(t, l, "reader")["behind"] == n-1 })
+	eventually(t, "all to be parked", func() bool { return isParked(t, l)["behind"] == n-1 })
 	mended.Store(true)
 	publish(t, l, event("a", n))
 	if got := in.await(t, n+1); !slices.Equal(got, payloads("a", 0, n)) {
@@ -232,7 +232,7 @@ func TestEverythingFails(t *testing.T) {
 	l.logger = slog.New(slog.NewTextHandler(logs, nil))
 	var mended atomic.Bool
 	var tries atomic.Int64
-	in := work(t.Context(), t, l, "reader", func(*message.Message) error {
+	in := work(t.Context(), t, l, func(*message.Message) error {
 		if mended.Load() {
 			return nil
 		}
@@ -244,11 +244,11 @@ func TestEverythingFails(t *testing.T) {
 	}
 	eventually(t, "it to slow down", func() bool { return strings.Contains(logs.text(), "slows down") })
 	began := tries.Load()
-	<-time.After(2 * slowMin) // what is tried meanwhile is counted
+	<-time.After(2 * slowFirst) // what is tried meanwhile is counted
 	if tried := tries.Load() - began; tried > 20 {
-		t.Errorf("in %s it tried %d times", 2*slowMin, tried)
+		t.Errorf("in %s it tried %d times", 2*slowFirst, tried)
 	}
-	parked := isParked(t, l, "reader")
+	parked := isParked(t, l)
 	if parked["retry"] > slowAfter+16 || parked["held"] > 0 {
 		t.Errorf("parked are %v", parked)
 	}
@@ -280,11 +280,11 @@ func TestLineOfALostShareIsLeftAlone(t *testing.T) {
 		}
 		return got[3]
 	}
-	if !ok || park("reader", "owner", held[3].epoch-1) || park("reader", "other", held[3].epoch) || len(isParked(t, l, "reader")) != 0 {
-		t.Errorf("a stranger parked: %v", isParked(t, l, "reader"))
+	if !ok || park("reader", "owner", held[3].epoch-1) || park("reader", "other", held[3].epoch) || len(isParked(t, l)) != 0 {
+		t.Errorf("a stranger parked: %v", isParked(t, l))
 	}
-	if !park("reader", "owner", held[3].epoch) || isParked(t, l, "reader")["retry"] != 1 {
-		t.Errorf("the owner did not park: %v", isParked(t, l, "reader"))
+	if !park("reader", "owner", held[3].epoch) || isParked(t, l)["retry"] != 1 {
+		t.Errorf("the owner did not park: %v", isParked(t, l))
 	}
 }
 
@@ -297,6 +297,7 @@ func TestLinesFollowTheirShares(t *testing.T) {
 	running := make(map[string]bool)
 	tries := make(map[string]int)
 	all := &inbox{}
+	var third message.Subscriber
 	handle := func(m *message.Message) error {
 		key := m.Metadata.Get(keyAttribute)
 		mu.Lock()
@@ -313,7 +314,7 @@ func TestLinesFollowTheirShares(t *testing.T) {
 		all.mu.Unlock()
 		return nil
 	}
-	work(t.Context(), t, l, "reader", handle)
+	work(t.Context(), t, l, handle)
 	for n := range each {
 		var batch []*message.Message
 		for k := range keys {
@@ -322,9 +323,9 @@ func TestLinesFollowTheirShares(t *testing.T) {
 		publish(t, l, batch...)
 		switch n {
 		case 5:
-			work(t.Context(), t, l, "reader", handle)
-		case 10:
-			third := subscriber(t, l, "reader")
+			work(t.Context(), t, l, handle)
+		case 10: // leaves again, and takes nothing along
+			third = subscriber(t, l, "reader")
 			listen(t.Context(), t, third, func(m *message.Message) bool {
 				err := handle(m)
 				if err != nil {
@@ -332,11 +333,10 @@ func TestLinesFollowTheirShares(t *testing.T) {
 				}
 				return err == nil
 			})
-			defer func() {
-				if err := third.Close(); err != nil {
-					t.Error(err)
-				}
-			}()
+		case 15:
+			if err := third.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	got := all.await(t, keys*each)
@@ -345,7 +345,7 @@ func TestLinesFollowTheirShares(t *testing.T) {
 			t.Errorf("%s was handled as %q", key, of(key, got))
 		}
 	}
-	eventually(t, "the lines to end", func() bool { return len(isParked(t, l, "reader")) == 0 })
+	eventually(t, "the lines to end", func() bool { return len(isParked(t, l)) == 0 })
 }
 
 // TestRestingConsumerIsWokenForWhatIsParked, with nothing new in the topic.
@@ -353,7 +353,7 @@ func TestRestingConsumerIsWokenForWhatIsParked(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{Lease: time.Second, Rest: 50 * time.Millisecond, Poll: 50 * time.Millisecond}, "reader")
 	var mended atomic.Bool
-	in := work(t.Context(), t, l, "reader", func(*message.Message) error {
+	in := work(t.Context(), t, l, func(*message.Message) error {
 		if mended.Load() {
 			return nil
 		}
@@ -362,7 +362,7 @@ func TestRestingConsumerIsWokenForWhatIsParked(t *testing.T) {
 	publish(t, l, event("a", 1))
 	eventually(t, "it to rest", func() bool {
 		status, _, err := l.Status(t.Context(), Subscription{Consumer: "reader", Topic: "user"})
-		return err == nil && len(status.Owners) == 0 && isParked(t, l, "reader")["retry"] == 1
+		return err == nil && len(status.Owners) == 0 && isParked(t, l)["retry"] == 1
 	})
 	mended.Store(true)
 	if _, err := l.pool.Exec(t.Context(), `UPDATE postbus.parked SET run_at = now()`); err != nil {
@@ -400,7 +400,7 @@ func TestHeadIsFoundHoweverLongTheLine(t *testing.T) {
 		}
 		read += plan[0].Plan.Hit + plan[0].Plan.Read
 	}
-	if read > 60 || isParked(t, l, "reader")["retry"] != 1 {
-		t.Errorf("to find the head %d pages were read; parked are %v", read, isParked(t, l, "reader"))
+	if read > 60 || isParked(t, l)["retry"] != 1 {
+		t.Errorf("to find the head %d pages were read; parked are %v", read, isParked(t, l))
 	}
 }
