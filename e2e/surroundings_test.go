@@ -136,11 +136,21 @@ func TestPortInUse(t *testing.T) {
 	s.wantEmptyDir()
 }
 
+// TestUnknownConsumer is told before anything is begun.
 func TestUnknownConsumer(t *testing.T) {
 	parallel(t)
-	s := newSiteOn(t, openOffice(t))
-	s.start(consumer, nil, "--only", "nobody").wantRefusal(1,
-		`postbus consumer: there is no consumer "nobody"; there are verification-email, welcome-email`)
+	s := newSite(t)
+	for _, args := range [][]string{
+		{"--only", "nobody"},
+		{"--only", "welcome-email,nobody"},
+		{"--move", "nobody", "--to", "now", "--apply"},
+		{"--rename", "welcome-email:nobody", "--apply"},
+		{"--dead", "show", "--which", "nobody"},
+	} {
+		s.start(consumer, nil, args...).wantRefusal(1,
+			`postbus consumer: there is no consumer "nobody"; there are verification-email, welcome-email`)
+		s.wantEmptyDir()
+	}
 }
 
 // TestOwnPostgres has a Postgres that is away, comes, refuses, goes and comes back.

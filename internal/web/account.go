@@ -96,6 +96,24 @@ func withForm(err error, form view) error {
 	return &shown
 }
 
+// formAgain is the form with the address that was typed, as far as it can be read.
+func formAgain(w http.ResponseWriter, r *http.Request, form view) view {
+	if typed, err := readField(w, r, "email"); err == nil {
+		form.Email = typed
+	}
+	return form
+}
+
+// confirmAgain is the page with the button that was pressed, if the link is one.
+func confirmAgain(w http.ResponseWriter, r *http.Request) view {
+	if typed, err := readField(w, r, "token"); err == nil {
+		if token, err := account.ParseToken(typed); err == nil {
+			return confirmPage(token)
+		}
+	}
+	return view{Name: "error", Title: (&problem{status: http.StatusTooManyRequests}).title()}
+}
+
 // showLink shows what the link in the mail can do and changes nothing.
 func (a *App) showLink(w http.ResponseWriter, r *http.Request) error {
 	tokens := r.URL.Query()["token"]

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -111,7 +112,7 @@ func (a *App) routes() http.Handler {
 	for _, route := range routes {
 		handler := route.handler
 		if route.method == http.MethodPost {
-			handler = a.guard(handler)
+			handler = a.guard(handler, pageAgain[route.path])
 		} else {
 			allowed[route.path] = append(allowed[route.path], http.MethodHead)
 		}
@@ -144,8 +145,15 @@ func methodNotAllowed(methods []string) handlerFunc {
 	}
 }
 
+// pageAgain are the pages from which a form is sent once more that came too early, with what was typed.
+var pageAgain = map[string]func(http.ResponseWriter, *http.Request) view{
+	"/users":         func(w http.ResponseWriter, r *http.Request) view { return formAgain(w, r, signUpPage()) },
+	"/verify/resend": func(w http.ResponseWriter, r *http.Request) view { return formAgain(w, r, resendPage()) },
+	"/verify":        confirmAgain,
+}
+
 // guard lets a POST through to h if it does not come from another website's page and the client has not sent too many.
-func (a *App) guard(h handlerFunc) handlerFunc {
+func (a *App) guard(h handlerFunc, again func(http.ResponseWriter, *http.Request) view) handlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if a.crossOrigin.Check(r) != nil {
 			return &problem{
@@ -154,10 +162,10 @@ func (a *App) guard(h handlerFunc) handlerFunc {
 			}
 		}
 		if wait := a.posts.allow(network(a.clientIP(r)), time.Now()); wait > 0 {
-			return &problem{
+			return withForm(&problem{
 				status: http.StatusTooManyRequests, code: "too_many_requests", retryAfter: wait,
-				message: "Too many requests came from your network. Please wait a moment and try again.",
-			}
+				message: fmt.Sprintf("Too many requests came from your network. Please wait %d seconds and try again.", seconds(wait)),
+			}, again(w, r))
 		}
 		return h(w, r)
 	}

@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
+
 	"postbus/internal/account"
 )
 
@@ -26,11 +28,16 @@ func TestLimitByClient(t *testing.T) {
 		for _, q := range posts {
 			w := q.do(h)
 			wantStatus(t, w, http.StatusTooManyRequests)
-			wantPage(t, w, "Please wait a moment")
+			wantPage(t, w, "Please wait 10 seconds")
 			if got := w.Header().Get("Retry-After"); got != "10" {
 				t.Errorf("Retry-After is %q", got)
 			}
 		}
+		// What was typed is still there, and so is the button of a link.
+		wantPage(t, postForm("/users", "email=ada%40example.org").do(h), `value="ada@example.org"`)
+		wantPage(t, postForm("/verify/resend", "email=ada%40example.org").do(h), `value="ada@example.org"`)
+		link := account.NewTokens([]byte(strings.Repeat("secret", 8))).For(uuid.New()).Encode()
+		wantPage(t, postForm("/verify", "token="+link).do(h), `value="`+link+`"`)
 		// Neither another port nor an untrusted X-Forwarded-For makes another client; another address does.
 		again := postJSON("/users", `{"email":"x"}`)
 		again.remote = "127.0.0.1:4001"

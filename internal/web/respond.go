@@ -62,9 +62,12 @@ func (a *App) refuseJSON(w http.ResponseWriter, r *http.Request, no *problem) {
 // setRetryAfter rounds up, so that a client that comes back exactly then is not a moment too early.
 func setRetryAfter(h http.Header, wait time.Duration) {
 	if wait > 0 {
-		h.Set("Retry-After", strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10))
+		h.Set("Retry-After", strconv.FormatInt(seconds(wait), 10))
 	}
 }
+
+// seconds rounds up.
+func seconds(wait time.Duration) int64 { return int64((wait + time.Second - 1) / time.Second) }
 
 func internalProblem() *problem {
 	return &problem{

@@ -153,19 +153,38 @@ func (b *Backbone) Postgres() string { return b.database.describe() }
 // Consumers are all consumers of the application.
 func (b *Backbone) Consumers() []*bus.Consumer { return b.consumers }
 
+// CheckNames checks the names of consumers in the settings, before anything is made.
+func CheckNames(c config.Config) error {
+	all, err := consumers(new(account.Notifier)) // which handles nothing here
+	if err != nil {
+		return err
+	}
+	for _, names := range [][]string{c.Only, {c.Move}, {c.RenameTo}, {c.WhichConsumer}} {
+		if len(names) == 1 && names[0] == "" {
+			continue
+		}
+		if _, err := choose(all, names); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Select checks names of consumers and returns those; all for none.
-func (b *Backbone) Select(names []string) ([]*bus.Consumer, error) {
+func (b *Backbone) Select(names []string) ([]*bus.Consumer, error) { return choose(b.consumers, names) }
+
+func choose(all []*bus.Consumer, names []string) ([]*bus.Consumer, error) {
 	if len(names) == 0 {
-		return b.consumers, nil
+		return all, nil
 	}
 	var selected []*bus.Consumer
 	for _, name := range names {
-		i := slices.IndexFunc(b.consumers, func(c *bus.Consumer) bool { return c.Name() == name })
+		i := slices.IndexFunc(all, func(c *bus.Consumer) bool { return c.Name() == name })
 		if i < 0 {
-			return nil, fmt.Errorf("there is no consumer %q; there are %s", name, Names(b.consumers))
+			return nil, fmt.Errorf("there is no consumer %q; there are %s", name, Names(all))
 		}
-		if !slices.Contains(selected, b.consumers[i]) {
-			selected = append(selected, b.consumers[i])
+		if !slices.Contains(selected, all[i]) {
+			selected = append(selected, all[i])
 		}
 	}
 	return selected, nil
