@@ -26,6 +26,8 @@ func ExplainDataDir(dir string, err error) error {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("POSTBUS_DATA_DIR, which is %s, cannot be used by this user; let them have it, or set it to another: %w",
 			dir, err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL):
+		return fmt.Errorf("POSTBUS_DATA_DIR, which is %s, cannot be made; set it to a directory on a disk: %w", dir, err)
 	}
 	return err
 }
