@@ -78,8 +78,11 @@ func TestPostgresComesBackElsewhere(t *testing.T) {
 			_ = conn.Close()
 		}
 	}()
-	until(t, "the app is ready again", func() bool { return s.get("/readyz").status == http.StatusOK })
-	s.signUp(anna)
+	// It may not have noticed yet that Postgres was killed, and says then that it cannot do this at the moment.
+	until(t, "a sign-up is accepted again", func() bool {
+		answer, err := s.askFor(anna)
+		return err == nil && answer.status == http.StatusAccepted
+	})
 	s.confirm(s.office.await(anna, verification).link)
 	s.office.await(anna, welcome)
 	if after, err := url.Parse(s.databaseURL()); err != nil || after.Host == before.Host {

@@ -11,13 +11,14 @@ import (
 	"postbus/internal/localpg"
 )
 
-// connect opens the site's database. The caller closes the connection.
-func (s *site) connect() *pgx.Conn {
+// connect opens the site's database, which may be starting again. The caller closes the connection.
+func (s *site) connect() (conn *pgx.Conn) {
 	s.t.Helper()
-	conn, err := pgx.Connect(context.Background(), s.databaseURL())
-	if err != nil {
-		s.t.Fatalf("open the database: %v", err)
-	}
+	until(s.t, "the database is open", func() bool {
+		var err error
+		conn, err = pgx.Connect(context.Background(), s.databaseURL())
+		return err == nil
+	})
 	return conn
 }
 
