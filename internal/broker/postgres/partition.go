@@ -24,7 +24,8 @@ import (
 //
 // A transaction that has written to a topic does not look for its new partitions, since it has its lock already. So the
 // current partition is closed only when all transactions from before the next one was attached have ended; until then it
-// grows.
+// grows. Which those are is noted when the attaching has committed: before that, also younger ones do not see it. The first
+// partitions are there with the topic.
 //
 // A row of partition n had its transaction's id before its position (doc.go), and that before n was closed. So its xid is
 // below the fence, the id of a transaction that began after the closing, and its recorded_at is before closed_at.
@@ -43,6 +44,7 @@ const (
 // partition is a part of a topic's table.
 type partition struct {
 	number int64
+	noted  bool // that it was attached
 	ready  bool // every transaction under way knows it
 	closed bool
 	fence  uint64        // the first transaction id that no row in it has; of a closed one
@@ -85,6 +87,9 @@ func (l *Log) provisionPartitions(ctx context.Context, tx pgx.Tx, topic string) 
 				return err
 			}
 		}
+		if _, err := tx.Exec(ctx, l.noteSQL(), topic, []int64{n}); err != nil {
+			return err
+		}
 	}
 	var sequence string
 	err := tx.QueryRow(ctx, `SELECT pg_get_serial_sequence($1, 'position')`, l.topicTable(topic)).Scan(&sequence)
@@ -117,8 +122,12 @@ func (l *Log) addSQL(topic string, n int64) []string {
 		fmt.Sprintf(`CREATE TABLE %s (LIKE %s)`, part, table),
 		fmt.Sprintf(`ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%d) TO (%d)`,
 			table, part, firstPosition(n), firstPosition(n+1)),
-		fmt.Sprintf(`INSERT INTO %s (topic, number) VALUES (%s, %d)`, l.table("partitions"), quoted(topic), n),
 	}
+}
+
+// noteSQL notes that every transaction after this one knows the partitions.
+func (l *Log) noteSQL() string {
+	return `INSERT INTO ` + l.table("partitions") + ` (topic, number) SELECT $1, unnest($2::bigint[]) ON CONFLICT DO NOTHING`
 }
 
 // survey looks at all topics. It is one query, takes no transaction id, and the ages in it are by the database's clock.
@@ -126,7 +135,7 @@ func (l *Log) survey(ctx context.Context) ([]partitions, error) {
 	rows, err := l.pool.Query(ctx, `SELECT t.topic, coalesce(s.last_value, 0),
 			extract(epoch FROM clock_timestamp() - coalesce(
 				(SELECT max(closed_at) FROM `+l.table("partitions")+` AS c WHERE c.topic = t.topic), t.created_at))::float8,
-			n.number, coalesce(p.attached < pg_snapshot_xmin(pg_current_snapshot()), false), p.fence::text,
+			n.number, p.number IS NOT NULL, coalesce(p.attached < pg_snapshot_xmin(pg_current_snapshot()), false), p.fence::text,
 			coalesce(extract(epoch FROM clock_timestamp() - p.closed_at), 0)::float8
 		FROM `+l.table("topics")+` AS t
 		LEFT JOIN pg_sequences AS s ON s.schemaname = $1 AND s.sequencename = $2 || t.topic || $3
@@ -143,7 +152,7 @@ func (l *Log) survey(ctx context.Context) ([]partitions, error) {
 	var part partition
 	var open, age float64
 	var fence *string
-	_, err = pgx.ForEachRow(rows, []any{&t.topic, &t.last, &open, &part.number, &part.ready, &fence, &age}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&t.topic, &t.last, &open, &part.number, &part.noted, &part.ready, &fence, &age}, func() error {
 		if len(all) == 0 || all[len(all)-1].topic != t.topic {
 			t.open, t.current = seconds(open), t.last>>partitionBits
 			all = append(all, t)
@@ -213,8 +222,17 @@ func (l *Log) recordClosed(ctx context.Context, t partitions) error {
 	return nil
 }
 
-// extend makes the partitions that are to be ready.
+// extend makes the partitions that are to be ready, and notes those that were attached and not noted.
 func (l *Log) extend(ctx context.Context, t partitions) error {
+	var numbers []int64
+	for _, p := range t.parts {
+		if !p.noted {
+			numbers = append(numbers, p.number)
+		}
+	}
+	if err := l.note(ctx, t.topic, numbers...); err != nil {
+		return err
+	}
 	for n := t.newest() + 1; n <= t.current+partitionsAhead; n++ {
 		lock := fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, int64(provisionLock))
 		err := l.execAlone(ctx, append([]string{lockTimeoutSQL, lock}, l.addSQL(t.topic, n)...)...)
@@ -224,6 +242,19 @@ func (l *Log) extend(ctx context.Context, t partitions) error {
 		if err != nil {
 			return fmt.Errorf("make partition %d of topic %s: %w", n, t.topic, err)
 		}
+		if err := l.note(ctx, t.topic, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Log) note(ctx context.Context, topic string, numbers ...int64) error {
+	if len(numbers) == 0 {
+		return nil
+	}
+	if _, err := l.pool.Exec(ctx, l.noteSQL(), topic, numbers); err != nil {
+		return fmt.Errorf("note partitions of topic %s: %w", topic, err)
 	}
 	return nil
 }

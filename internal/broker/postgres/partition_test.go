@@ -304,6 +304,61 @@ func TestTransactionKnowsThePartitionOfItsLastEvent(t *testing.T) {
 	})
 }
 
+// TestTransactionFromBeforeTheAttachingCommitted has a higher id than the one that attaches a partition, and does not know the
+// partition all the same. It has to find one for its next event.
+func TestTransactionFromBeforeTheAttachingCommitted(t *testing.T) {
+	t.Parallel()
+	l, _ := ownLog(t, Config{}) // another's transaction would keep partitions from being ready
+	ctx := t.Context()
+	begin := func() pgx.Tx {
+		t.Helper()
+		tx, err := l.pool.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tx
+	}
+	attaching := begin()
+	for _, sql := range append(l.addSQL("user", 3), `select pg_current_xact_id()`) {
+		if _, err := attaching.Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := begin()
+	defer long.Rollback(context.WithoutCancel(ctx))
+	insert := func() {
+		t.Helper()
+		batch := &pgx.Batch{}
+		if err := l.Append(batch, "user", event("long", 0)); err != nil {
+			t.Fatal(err)
+		}
+		if err := long.SendBatch(ctx, batch).Close(); err != nil {
+			t.Errorf("an INSERT finds no partition: %v", err)
+		}
+	}
+	insert()
+	if err := attaching.Commit(ctx); err != nil { // and that process is gone; others find what it has left
+		t.Fatal(err)
+	}
+	for range 5 {
+		publish(t, l, event("k", 0))
+		closeReady(t, l)
+		maintain(t, l)
+	}
+	insert()
+	if err := long.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		publish(t, l, event("k", 0))
+		closeReady(t, l)
+		maintain(t, l)
+	}
+	if current := partitionsOf(t, l).current; current < 3 {
+		t.Errorf("with that transaction gone, partition %d is the current one", current)
+	}
+}
+
 // TestLateRowOfAClosedPartition: a transaction has its row in a partition that is closed meanwhile, and read to its end.
 func TestLateRowOfAClosedPartition(t *testing.T) {
 	t.Parallel()
