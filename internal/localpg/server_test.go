@@ -240,9 +240,9 @@ func TestKilledServerWithBusyChildren(t *testing.T) {
 	t.Parallel()
 	s := start(t, Options{Dir: newCluster(t)})
 	var busy sync.WaitGroup
-	busy.Go(func() { _ = tell(t, s, "SELECT count(*) FROM generate_series(1, 10000000)") }) // it may or may not get its answer
+	busy.Go(func() { _ = tell(t, s, "SELECT count(*) FROM generate_series(1, 3000000)") }) // it may or may not get its answer
 	waitUntil(t, "the long statement runs", func() bool {
-		return ask(t, s, "SELECT count(*)::text FROM pg_stat_activity WHERE query LIKE '%generate_series(1, 10%' AND state = 'active' "+
+		return ask(t, s, "SELECT count(*)::text FROM pg_stat_activity WHERE query LIKE '%generate_series(1, 30%' AND state = 'active' "+
 			"AND pid <> pg_backend_pid()") == "1"
 	})
 	killServer(t, s)

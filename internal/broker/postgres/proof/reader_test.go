@@ -26,7 +26,7 @@ const (
 	readerName     = "proof reader" // of its sessions
 	topic          = "user"
 
-	lease = 1500 * time.Millisecond
+	lease = 3 * time.Second
 	// refusalsEvery is how rarely a reader refuses a message once, where it does so at all.
 	refusalsEvery = 40
 )
@@ -34,6 +34,7 @@ const (
 type readerConfig struct {
 	URL, Consumer, Records string
 	Refuses                bool
+	Lease                  time.Duration
 }
 
 // readerMain is the main function of a reader process: it handles messages, and writes down what it handles, until
@@ -65,7 +66,7 @@ func readerMain() error {
 	}
 	defer pool.Close()
 	l, err := postgres.Open(pool, postgres.Config{
-		Lease: lease, Poll: 50 * time.Millisecond, RetryMin: 20 * time.Millisecond, RetryMax: 20 * time.Millisecond,
+		Lease: config.Lease, Poll: 50 * time.Millisecond, RetryMin: 20 * time.Millisecond, RetryMax: 20 * time.Millisecond,
 		// Partitions end and go all the time. None of them may take an unread event along.
 		PartitionRows: 100, MaintainEvery: 100 * time.Millisecond, Retention: postgres.Retention{Age: 2 * time.Second},
 	}, quiet)

@@ -78,7 +78,7 @@ const (
 func newWorld(t *testing.T, rate time.Duration) *world {
 	t.Helper()
 	w := &world{t: t, server: pgtest.Own(t), records: make(map[string]*records)}
-	w.config = readerConfig{URL: w.server.URL(), Records: t.TempDir()}
+	w.config = readerConfig{URL: w.server.URL(), Records: t.TempDir(), Lease: lease}
 	config, err := pgxpool.ParseConfig(w.server.URL())
 	if err != nil {
 		t.Fatal(err)
