@@ -1,0 +1,2 @@
+// Package job is the work table.
+package job
