@@ -179,7 +179,7 @@ func column[V any](t *testing.T, pool *pgxpool.Pool, query string, args ...any) 
 	return values
 }
 
-func exec(t *testing.T, pool *pgxpool.Pool, query string, args ...any) {
+func execute(t *testing.T, pool *pgxpool.Pool, query string, args ...any) {
 	t.Helper()
 	if _, err := pool.Exec(t.Context(), query, args...); err != nil {
 		t.Fatal(err)

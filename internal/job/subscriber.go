@@ -28,15 +28,14 @@ type Subscriber struct {
 	concurrency int
 	logger      *slog.Logger
 
-	closing chan struct{}
-	once    sync.Once
 	running sync.WaitGroup
 	freed   chan struct{}
 
-	mu         sync.Mutex
-	subscribed bool
-	inHand     int           // taken, and not answered
-	usual      time.Duration // how long a job takes; 0 when that is not known
+	mu     sync.Mutex
+	closed bool
+	stop   context.CancelFunc // nil before Subscribe
+	inHand int                // taken, and not answered
+	usual  time.Duration      // how long a job takes; 0 when that is not known
 }
 
 // Subscriber returns a subscriber for the queue, which runs up to concurrency jobs at a time. Each call makes a new one; the
@@ -49,8 +48,7 @@ func (t *Table) Subscriber(queue string, concurrency int) (message.Subscriber, e
 		return nil, fmt.Errorf("%w: concurrency of queue %s is %d, from 1 to %d", ErrShape, queue, concurrency, concurrencyMax)
 	}
 	return &Subscriber{
-		table: t, queue: queue, concurrency: concurrency, logger: t.logger,
-		closing: make(chan struct{}), freed: make(chan struct{}, 1),
+		table: t, queue: queue, concurrency: concurrency, logger: t.logger, freed: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -64,27 +62,17 @@ func (t *Table) Subscriber(queue string, concurrency int) (message.Subscriber, e
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	select {
-	case <-s.closing:
+	switch {
+	case s.closed:
 		return nil, ErrClosed
-	default:
-	}
-	if topic != s.queue {
+	case topic != s.queue:
 		return nil, fmt.Errorf("%w: the subscriber is of queue %s, not %s", ErrShape, s.queue, topic)
-	}
-	if s.subscribed {
+	case s.stop != nil:
 		return nil, errors.New("a subscriber has one subscription")
 	}
-	s.subscribed = true
 	out := make(chan *message.Message)
 	stop, cancel := context.WithCancel(ctx)
-	s.running.Go(func() {
-		defer cancel()
-		select {
-		case <-s.closing:
-		case <-stop.Done():
-		}
-	})
+	s.stop = cancel
 	s.running.Go(func() {
 		defer close(out)
 		defer cancel()
@@ -97,7 +85,10 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 // gives back what overran; neither counts as an attempt. It may be called more than once.
 func (s *Subscriber) Close() error {
 	s.mu.Lock()
-	s.once.Do(func() { close(s.closing) })
+	s.closed = true
+	if s.stop != nil {
+		s.stop()
+	}
 	s.mu.Unlock()
 	s.running.Wait()
 	return nil
