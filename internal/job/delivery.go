@@ -32,7 +32,8 @@ type delivery struct {
 
 	mu      sync.Mutex
 	policy  Policy
-	refusal error
+	reason  error // of the refusal, by the job's handler
+	refusal error // the same by the middleware around it
 	result  *string
 }
 
@@ -54,11 +55,34 @@ func (d *delivery) message() *message.Message {
 	return m
 }
 
-// refuse notes why the job is refused. The last reason holds.
+// fail notes what the job's handler returned.
+func (d *delivery) fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reason = err
+}
+
+// refuse notes why the job is refused, as the middleware sees it. The last reason holds.
 func (d *delivery) refuse(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refusal = err
+}
+
+// why is the reason of the refusal: the handler's own error, which the middleware may have wrapped in one with a policy of
+// its own, or what the middleware has to say without it.
+func (d *delivery) why() (reason error, class string) {
+	var c classer
+	if errors.As(d.refusal, &c) {
+		class = c.Class()
+	}
+	switch {
+	case d.reason != nil && (d.refusal == nil || errors.Is(d.refusal, d.reason)):
+		return d.reason, class
+	case d.refusal != nil:
+		return d.refusal, class
+	}
+	return errNoReason, ""
 }
 
 func (d *delivery) setPolicy(p Policy) {
@@ -72,7 +96,7 @@ func (d *delivery) acknowledged() outcome {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var s snooze
-	if errors.As(d.refusal, &s) {
+	if errors.As(d.reason, &s) {
 		return outcome{verdict: verdictSnoozed, wait: s.d}
 	}
 	return outcome{verdict: verdictCompleted, result: d.result}
@@ -82,18 +106,15 @@ func (d *delivery) acknowledged() outcome {
 func (d *delivery) refused() outcome {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	err, class := d.why()
 	var s snooze
 	switch {
-	case errors.As(d.refusal, &s):
+	case errors.As(err, &s):
 		return outcome{verdict: verdictSnoozed, wait: s.d}
 	case errors.Is(context.Cause(d.ctx), ErrStopped):
 		return outcome{verdict: verdictBack}
 	}
-	err := d.refusal
-	if err == nil {
-		err = errNoReason
-	}
-	return judge(err, d.policy, d.row.attempt, d.worker.table.config.Version)
+	return judge(err, class, d.policy, d.row.attempt, d.worker.table.config.Version)
 }
 
 var errNoReason = errors.New("refused without a reason")
@@ -104,20 +125,19 @@ func deliveryOf(ctx context.Context) (*delivery, bool) {
 	return d, ok
 }
 
-// Refuse notes why the message of a job is refused; it is called before Nack. The reason decides what is to become of the
-// job:
+// Refuse notes why the message of a job is refused; it is called before Nack, and does nothing for another message. What the
+// job's handler returned decides what is to become of the job, also where middleware has wrapped it; and if it did not come
+// to a handler, err does:
 //
 //   - an error of Snooze puts it off;
 //   - one with Next(attempt int) (wait time.Duration, again bool) says when it is tried again, or that it is not: it is dead;
 //   - for any other, the policy that the job's handler was given decides, or the default one.
 //
-// Class() string and Stack() string of an error are noted with it. It reports whether m is a job's message.
-func (t *Table) Refuse(m *message.Message, err error) bool {
-	d, ok := deliveryOf(m.Context())
-	if ok {
+// Class() string and Stack() string of an error are noted with it; where the handler's error has no class, err's is.
+func (t *Table) Refuse(m *message.Message, err error) {
+	if d, ok := deliveryOf(m.Context()); ok {
 		d.refuse(err)
 	}
-	return ok
 }
 
 // Running is what a handler may know of the job that it runs.
@@ -182,8 +202,11 @@ func encodeBounded(value any, limit string, bytesMax int, kind string) (string, 
 	if err != nil {
 		return "", fmt.Errorf("encode for %s: %w", kind, err)
 	}
-	if len(encoded) > bytesMax {
+	switch {
+	case len(encoded) > bytesMax:
 		return "", &LimitError{limit, bytesMax, len(encoded), kind}
+	case !isText(string(encoded)): // a json.RawMessage may have anything in its strings
+		return "", fmt.Errorf("%w: a value of %s is not text", ErrShape, kind)
 	}
 	return string(encoded), nil
 }

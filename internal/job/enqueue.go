@@ -181,10 +181,11 @@ func (t *Table) EnqueueAll(ctx context.Context, jobs ...Job) ([]Receipt, error) 
 	return receipts, nil
 }
 
-// wantsRetry is true for what Postgres asks to try again: serialization_failure and deadlock_detected.
+// wantsRetry is true for what Postgres asks to try again: serialization_failure and deadlock_detected; and for
+// unique_violation: no statement here stores what was there when it looked, so another has stored it meanwhile.
 func wantsRetry(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01" || pg.Code == "23505")
 }
 
 func nullable(s string) *string {

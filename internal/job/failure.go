@@ -1,6 +1,7 @@
 package job
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -58,7 +59,7 @@ func (p Policy) wait(attempt int) time.Duration {
 		longest = max(6*time.Hour, shortest)
 	}
 	wait := longest
-	if shift := attempt - 1; shift >= 0 && shift < 30 && shortest<<shift < longest {
+	if shift := attempt - 1; shift >= 0 && shift < 30 && shortest < longest>>shift { // not shortest<<shift, which overflows
 		wait = shortest << shift
 	}
 	return wait - rand.N(wait/2+1) //nolint:gosec // jitter needs no secrecy
@@ -80,15 +81,15 @@ type (
 	stacker interface{ Stack() string }
 )
 
-// judge says what becomes of a job whose run has failed.
-func judge(err error, policy Policy, attempt int, version string) outcome {
+// judge says what becomes of a job whose run has failed. The class is that of an error which has none itself.
+func judge(err error, class string, policy Policy, attempt int, version string) outcome {
 	var next nexter = policy
 	_ = errors.As(err, &next) // the policy stays where the error has none
-	class := "error"
 	var c classer
 	if errors.As(err, &c) {
-		class = cut(c.Class(), classBytesMax)
+		class = c.Class()
 	}
+	class = cut(cmp.Or(class, "error"), classBytesMax)
 	failure := Failure{Attempt: attempt, At: time.Now().UTC(), Class: class, Error: cut(err.Error(), errorBytesMax), Version: version}
 	var s stacker
 	if errors.As(err, &s) {

@@ -168,9 +168,7 @@ func TestRefuseFromOutside(t *testing.T) {
 		[]string{"dead strange foreign", "waiting error refused without a reason"}) {
 		t.Errorf("jobs are %q", got)
 	}
-	if table.Refuse(message.NewMessage("x", nil), foreign{}) {
-		t.Error("a message that is no job's was taken for one")
-	}
+	table.Refuse(message.NewMessage("x", nil), foreign{}) // not a job's: nothing to note
 }
 
 // TestUnknownAndUndecodable: a job that this program has no handler for is tried again, one whose arguments do not fit is dead.
@@ -211,6 +209,11 @@ func TestPolicyDefaults(t *testing.T) {
 			break
 		}
 		total += wait
+	}
+	for attempt := range 100 { // 1 h doubled 22 times is more than a Duration holds
+		if wait, _ := (Policy{WaitMin: time.Hour, Attempts: 1000}).Next(attempt); wait < 30*time.Minute || wait > 6*time.Hour {
+			t.Fatalf("after attempt %d it waits %s", attempt, wait)
+		}
 	}
 	workers := NewWorkers()
 	handle := func(context.Context, note) error { return nil }
@@ -418,6 +421,9 @@ func TestProgressAndResult(t *testing.T) {
 		stale = ctx
 		err := errors.Join(Progress(ctx, map[string]int{"done": 3}), SetResult(ctx, "all"))
 		var limit *LimitError
+		if bad := SetResult(ctx, raw("\"\xff\"")); !errors.Is(bad, ErrShape) { // it could never be stored, nor what ends beside it
+			err = errors.Join(err, fmt.Errorf("a result that is no text: %w", bad))
+		}
 		if tooLarge := SetResult(ctx, strings.Repeat("x", 64<<10)); !errors.As(tooLarge, &limit) || limit.Limit != "resultBytesMax" {
 			err = errors.Join(err, fmt.Errorf("a large result: %w", tooLarge))
 		}

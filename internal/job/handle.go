@@ -75,7 +75,7 @@ func undecodable(kind string, size int, err error) error {
 func (w *Workers) Kinds() []string { return slices.Sorted(maps.Keys(w.handlers)) }
 
 // Handler returns the handler of a queue's messages for a Watermill router: it calls the job's own, recovers its panic, and
-// notes the reason of a refusal as Table.Refuse does. Several queues may share it.
+// notes the reason of a refusal, which need not be told to Table.Refuse. Several queues may share it.
 func (w *Workers) Handler() message.NoPublishHandlerFunc {
 	return func(m *message.Message) error {
 		err := w.handle(m)
@@ -83,7 +83,7 @@ func (w *Workers) Handler() message.NoPublishHandlerFunc {
 		if !ok || err == nil {
 			return err
 		}
-		d.refuse(err)
+		d.fail(err)
 		var s snooze
 		if errors.As(err, &s) {
 			return nil // no failure: the router has nothing to report

@@ -124,8 +124,11 @@ func New(args Args, options ...Option) (Job, error) {
 	if err != nil {
 		return Job{}, fmt.Errorf("encode %s: %w", j.kind, err)
 	}
-	if len(encoded) > argsBytesMax {
+	switch {
+	case len(encoded) > argsBytesMax:
 		return Job{}, &LimitError{"argsBytesMax", argsBytesMax, len(encoded), j.kind}
+	case !isText(string(encoded)): // a json.RawMessage may have anything in its strings
+		return Job{}, fmt.Errorf("%w: arguments of %s are not text", ErrShape, j.kind)
 	}
 	j.args = string(encoded)
 	if j.id == uuid.Nil {

@@ -210,12 +210,17 @@ func (t *Table) sweep(ctx context.Context, which Selection, update string, args 
 	for err == nil && after < last {
 		var woken []string
 		var changed int
+		var next int64
 		err = t.change(ctx, func(tx pgx.Tx) error {
-			ids, locks, next, err := t.selected(ctx, tx, which, after, last)
+			var ids []uuid.UUID
+			var locks []string
+			var err error
+			ids, locks, next, err = t.selected(ctx, tx, which, after, last)
 			if err != nil {
 				return err
 			}
-			if after = next; len(ids) == 0 {
+			changed, woken = 0, nil
+			if len(ids) == 0 {
 				return nil
 			}
 			var queues []string
@@ -230,6 +235,7 @@ func (t *Table) sweep(ctx context.Context, which Selection, update string, args 
 			return err
 		})
 		if err == nil {
+			after = next
 			n += changed
 			slices.Sort(woken)
 			t.Wake(slices.Compact(woken)...)

@@ -17,6 +17,8 @@ const (
 	// aheadTime is how much work is taken ahead of those that run, and aheadMax how many jobs at most.
 	aheadTime = 20 * time.Millisecond
 	aheadMax  = 1000
+	// aheadPatience is how long jobs that were taken ahead may wait for those that run.
+	aheadPatience = 500 * time.Millisecond
 	// finishTimeout bounds the storing of the last outcomes and the giving up of the lease.
 	finishTimeout = 5 * time.Second
 )
@@ -35,6 +37,7 @@ type Subscriber struct {
 	closed bool
 	stop   context.CancelFunc // nil before Subscribe
 	inHand int                // taken, and not answered
+	moved  time.Time          // when one was begun last
 	usual  time.Duration      // how long a job takes; 0 when that is not known
 }
 
@@ -108,8 +111,17 @@ func (s *Subscriber) run(stop context.Context, out chan<- *message.Message) {
 			}
 		})
 	}
+	stale := make(chan struct{})
+	lanes.Go(func() {
+		defer close(stale)
+		s.giveBackStale(stop, ready)
+	})
 	s.fetch(stop, handling, w, ready)
+	<-stale
 	close(ready)
+	for d := range ready { // all lanes may be busy for long
+		s.deliver(stop, handling, d, out)
+	}
 	late := time.AfterFunc(s.table.config.Drain, func() {
 		s.logger.Warn("jobs did not end in time, their contexts are cancelled", slog.Duration("timeout", s.table.config.Drain))
 		abandon(ErrStopped)
@@ -145,6 +157,7 @@ func (s *Subscriber) fetch(stop, handling context.Context, w *worker, ready chan
 		failures = 0
 		s.mu.Lock()
 		s.inHand += len(taken)
+		s.moved = time.Now()
 		s.mu.Unlock()
 		for _, d := range taken {
 			ready <- d // there is room
@@ -155,6 +168,31 @@ func (s *Subscriber) fetch(stop, handling context.Context, w *worker, ready chan
 		select {
 		case <-woken:
 		case <-stop.Done():
+		}
+	}
+}
+
+// giveBackStale gives jobs back that were taken ahead when none was begun for a while, because all that run take longer
+// than those before them: another process may be free. It ends with stop.
+func (s *Subscriber) giveBackStale(stop context.Context, ready <-chan *delivery) {
+	for stop.Err() == nil {
+		sleep(stop, aheadPatience/2)
+		s.mu.Lock()
+		if len(ready) == 0 || time.Since(s.moved) < aheadPatience {
+			s.mu.Unlock()
+			continue
+		}
+		s.usual = 0 // nothing is taken ahead until it is known how long they take now
+		s.mu.Unlock()
+		for more := true; more; {
+			select {
+			case d := <-ready:
+				d.worker.ends(d, outcome{verdict: verdictBack})
+				d.end(nil)
+				s.answered(0)
+			default:
+				more = false
+			}
 		}
 	}
 }
@@ -210,6 +248,9 @@ func (s *Subscriber) deliver(stop, handling context.Context, d *delivery, out ch
 	select {
 	case out <- m:
 		begun = time.Now()
+		s.mu.Lock()
+		s.moved = begun
+		s.mu.Unlock()
 	case <-stop.Done():
 		d.worker.ends(d, back)
 		return

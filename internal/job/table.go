@@ -116,6 +116,7 @@ func Open(pool *pgxpool.Pool, config Config, logger *slog.Logger) (*Table, error
 	if err := config.validate(); err != nil {
 		return nil, fmt.Errorf("open work table: %w", err)
 	}
+	config.Version = cut(config.Version, keyBytesMax) // it is stored with failures
 	t := &Table{pool: pool, config: config, logger: logger}
 	t.sql = newStatements(t)
 	return t, nil
@@ -123,11 +124,20 @@ func Open(pool *pgxpool.Pool, config Config, logger *slog.Logger) (*Table, error
 
 func (t *Table) table(name string) string { return pgx.Identifier{t.config.Schema, name}.Sanitize() }
 
+// changeAttemptsMax is how often change is tried when Postgres asks to try again.
+const changeAttemptsMax = 5
+
 // change runs fn in a transaction whose statements each see what others have committed before, whatever the database's
-// default is: after waiting for a lock that is what matters.
+// default is: after waiting for a lock that is what matters. Where transactions wait for each other in a circle Postgres
+// breaks one off, and fn runs again.
 func (t *Table) change(ctx context.Context, fn func(pgx.Tx) error) error {
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}
-	return pgx.BeginTxFunc(ctx, t.pool, options, fn)
+	for attempt := 1; ; attempt++ {
+		err := pgx.BeginTxFunc(ctx, t.pool, options, fn)
+		if attempt == changeAttemptsMax || !wantsRetry(err) {
+			return err
+		}
+	}
 }
 
 // statements are the table's statements that are sent often, put together once.

@@ -28,6 +28,9 @@ type row struct {
 
 // takeSQL takes the next due jobs of a queue, the highest priority first, and renews the worker's lease, or begins it.
 //
+// The lease never becomes shorter: this process counts on what an earlier answer has told it, and the time here is drawn
+// before the wait for the row.
+//
 // A row that another takes at the same time is passed over. The lateral join is carried out priority by priority and ends
 // with the limit, so that no row is locked that is not taken. The floors are where the last look ended (floors).
 // Whoever declares a worker dead deletes its row first and then looks for its jobs: a job is either taken before that, and
@@ -43,9 +46,9 @@ func takeSQL(t *Table) string {
 				ORDER BY run_at, sequence LIMIT $3::bigint FOR UPDATE SKIP LOCKED) AS next
 			LIMIT $3::bigint),
 		leased AS (
-			INSERT INTO ` + t.table("job_workers") + ` (owner, lease_until)
+			INSERT INTO ` + t.table("job_workers") + ` AS w (owner, lease_until)
 			SELECT $1::text, clock_timestamp() + $6::bigint * interval '1 microsecond' WHERE EXISTS (SELECT FROM picked)
-			ON CONFLICT (owner) DO UPDATE SET lease_until = excluded.lease_until)
+			ON CONFLICT (owner) DO UPDATE SET lease_until = greatest(w.lease_until, excluded.lease_until))
 		UPDATE ` + t.table("jobs") + ` AS j
 		SET state = 'running', owner = $1, epoch = j.epoch + 1, attempt = j.attempt + 1, started_at = clock_timestamp()
 		FROM picked WHERE j.id = picked.id

@@ -141,7 +141,7 @@ func (w *worker) lookForDue(ctx context.Context) error {
 }
 
 // dueSQL asks, for each queue, how long it is until the next job is due, if that comes before the next look. It reads one
-// entry of the index for each queue and priority, however many jobs are scheduled; TestMillionScheduledJobs has the plan.
+// entry of the index for each queue and priority, however many jobs are scheduled; TestManyScheduledJobsCostNothing has the plan.
 func dueSQL(t *Table) string {
 	return `SELECT queue, (extract(epoch FROM min(run_at) - clock_timestamp()) * 1000000)::bigint FROM (
 			SELECT q.queue, (SELECT run_at FROM ` + t.table("jobs") + `

@@ -24,6 +24,7 @@ type worker struct {
 	owner string
 	term  *term
 	beat  chan struct{} // renew now
+	doubt chan struct{} // unsure was set
 	dirty chan struct{} // there are outcomes to store
 	stop  func()
 
@@ -34,10 +35,11 @@ type worker struct {
 	changed  *sync.Cond // outcomes were stored, or given up
 	queues   map[string]int
 	held     map[uuid.UUID]*delivery
-	outcomes []outcome // that are to be stored
-	storing  int       // that are being stored
-	leased   bool      // the row may be there
-	unsure   bool      // the answer to a take was lost: there may be jobs that we do not know of
+	ending   map[uuid.UUID]*delivery // lost, and their handlers have not returned
+	outcomes []outcome               // that are to be stored
+	storing  int                     // that are being stored
+	leased   bool                    // the row may be there
+	unsure   bool                    // the answer to a take was lost: there may be jobs that we do not know of
 	active   time.Time
 }
 
@@ -79,13 +81,16 @@ func (t *Table) leave(ctx context.Context, w *worker, queue string) {
 func newWorker(t *Table) *worker {
 	w := &worker{
 		table: t, owner: ownerName(), term: newTerm(t.config.Lease),
-		beat: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
+		beat: make(chan struct{}, 1), doubt: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
 		queues: make(map[string]int), held: make(map[uuid.UUID]*delivery),
+		ending: make(map[uuid.UUID]*delivery),
 	}
 	w.changed = sync.NewCond(&w.mu)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { w.keep(ctx) })
+	running.Go(func() { w.keepTerm(ctx) })
+	running.Go(func() { w.keepSure(ctx) })
 	running.Go(func() { w.keepStoring(ctx) })
 	running.Go(func() { w.watchDue(ctx) })
 	if !t.config.NotifyOff {
@@ -129,7 +134,7 @@ func (w *worker) take(ctx, handling context.Context, queue string, n int, f *flo
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
-		w.unsure = true
+		w.doubts()
 		return nil, err
 	}
 	f.looked(asked, from, rows)
@@ -151,6 +156,10 @@ func (w *worker) ends(d *delivery, o outcome) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.held[o.id] != d { // lost; somebody else says what becomes of it
+		if w.ending[o.id] == d {
+			delete(w.ending, o.id)
+			w.doubts()
+		}
 		return
 	}
 	d.done = true
@@ -259,8 +268,43 @@ func (w *worker) keep(ctx context.Context) {
 			continue
 		}
 		w.table.logger.Debug("heartbeat failed", slog.Any("error", err))
-		if !w.term.valid() {
+	}
+}
+
+// keepTerm ends the contexts of all jobs at the moment from which on others may take this worker for dead, and not a
+// heartbeat later: another may begin them then.
+func (w *worker) keepTerm(ctx context.Context) {
+	for ctx.Err() == nil {
+		left := w.term.left()
+		if left <= 0 {
 			w.lose(w.heldNow(), "no heartbeat got through")
+			left = w.table.config.Lease / 5 // a take that comes now begins a term that is longer than this
+		}
+		sleep(ctx, left)
+	}
+}
+
+// doubts notes, under the lock, that there may be jobs which this worker does not know of.
+func (w *worker) doubts() {
+	w.unsure = true
+	signal(w.doubt)
+}
+
+// keepSure clears up doubts, beside the heartbeat, since it waits until no takes are under way.
+func (w *worker) keepSure(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.doubt:
+		}
+		attempt, cancel := context.WithTimeout(ctx, w.table.config.Lease)
+		err := w.resync(attempt)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			w.table.logger.Debug("jobs of a lost answer are not found yet", slog.Any("error", err))
+			sleep(ctx, w.table.config.Lease/5)
+			signal(w.doubt)
 		}
 	}
 }
@@ -297,7 +341,7 @@ func (w *worker) renew(ctx context.Context) error {
 	}
 	w.lose(slices.DeleteFunc(held, func(d *delivery) bool { return slices.Contains(mine, d.row.id) }), "taken over")
 	w.cancel(cancelled)
-	return w.resync(ctx)
+	return nil
 }
 
 // cancel ends the contexts of jobs that somebody has cancelled.
@@ -337,27 +381,21 @@ func (w *worker) lose(deliveries []*delivery, reason string) {
 			continue
 		}
 		delete(w.held, d.row.id)
+		w.ending[d.row.id] = d
 		d.end(ErrLost)
 		n++
 	}
 	if n > 0 {
-		w.unsure = true // if nobody takes them over after all, they are given back
+		w.doubts() // those that nobody takes over after all are given back, each when its handler has returned
 		w.table.logger.Warn("jobs were lost to other workers", slog.Int("count", n), slog.String("reason", reason))
 	}
 }
 
-// resync gives back jobs that are this worker's and that it does not know of, or does not work on any more.
+// resync gives back jobs that are this worker's and that it does not know of, or does not work on any more. It waits until no
+// takes are under way: what they take is not known of yet.
 func (w *worker) resync(ctx context.Context) error {
-	if !w.taking.TryLock() {
-		return nil
-	}
+	w.taking.Lock()
 	defer w.taking.Unlock()
-	w.mu.Lock()
-	unsure := w.unsure
-	w.mu.Unlock()
-	if !unsure {
-		return nil
-	}
 	rows, err := w.table.pool.Query(ctx, `SELECT id, epoch, sequence, coalesce(lock_key, '') FROM `+w.table.table("jobs")+`
 		WHERE owner = $1 AND state = 'running'`, w.owner)
 	if err != nil {
@@ -373,13 +411,13 @@ func (w *worker) resync(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, o := range found {
-		if w.held[o.id] == nil {
+		if w.held[o.id] == nil && w.ending[o.id] == nil {
 			o.verdict = verdictBack
 			w.outcomes = append(w.outcomes, o)
 			signal(w.dirty)
 		}
 	}
-	w.unsure = false
+	w.unsure = len(w.ending) > 0
 	return nil
 }
 
@@ -485,6 +523,13 @@ func newTerm(lease time.Duration) *term {
 	return t
 }
 
-func (t *term) valid() bool { return time.Since(t.begun) < time.Duration(t.until.Load()) }
+func (t *term) valid() bool { return t.left() > 0 }
 
-func (t *term) extend(asked time.Time) { t.until.Store(int64(asked.Sub(t.begun) + t.lease)) }
+func (t *term) left() time.Duration { return time.Duration(t.until.Load()) - time.Since(t.begun) }
+
+// extend prolongs it by an answer to what was asked at a time. Answers may come in another order than they were asked for.
+func (t *term) extend(asked time.Time) {
+	until := int64(asked.Sub(t.begun) + t.lease)
+	for old := t.until.Load(); old < until && !t.until.CompareAndSwap(old, until); old = t.until.Load() {
+	}
+}

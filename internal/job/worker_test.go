@@ -242,7 +242,7 @@ func TestJobThatKillsItsWorkersIsDead(t *testing.T) {
 // TestStopGivesBackAtOnce: what runs finishes; what was taken and not begun, and what overran, goes back uncounted.
 func TestStopGivesBackAtOnce(t *testing.T) {
 	t.Parallel()
-	table := newTable(t, Config{Drain: 200 * time.Millisecond})
+	table := newTable(t, Config{Drain: 2 * time.Second})
 	finish := make(chan struct{})
 	cause := make(chan error, 1)
 	o := work(t, table, 2, func(ctx context.Context, n note) error {
@@ -283,6 +283,9 @@ func TestStopGivesBackAtOnce(t *testing.T) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.closed
+	})
+	eventually(t, "what was taken ahead, while others run", func() bool {
+		return value[int](t, table.pool, `select count(*) from postbus.jobs where state = 'waiting' and args like '%later%'`) == 20
 	})
 	close(finish)
 	if err := <-cause; !errors.Is(err, ErrStopped) {
@@ -390,7 +393,8 @@ func TestLostAnswerToATake(t *testing.T) {
 	execute(t, table.pool, `insert into postbus.jobs (id, kind, queue, priority, state, run_at, metadata, args, owner, epoch, attempt)
 		values ('`+id.String()+`', 'test-note', 'default', 0, 'running', now(), '{}', '{"text":"second"}', '`+w.owner+`', 1, 1)`)
 	w.mu.Lock()
-	w.unsure, w.leased = true, true
+	w.leased = true
+	w.doubts()
 	w.mu.Unlock()
 	awaitState(t, table, id, StateCompleted)
 	if n := value[int](t, table.pool, `select attempt from postbus.jobs where id = $1`, id); n != 1 {
