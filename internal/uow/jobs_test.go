@@ -3,11 +3,15 @@ package uow_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 
@@ -206,5 +210,160 @@ func TestJobsInARepeatableReadDatabase(t *testing.T) {
 	want := []string{`{"door":"first"} waiting`, `{"door":"second"} behind`}
 	if jobs := f.column(t, `select args || ' ' || state from postbus.jobs order by sequence`); !slices.Equal(jobs, want) {
 		t.Errorf("jobs are %q, want %q", jobs, want)
+	}
+}
+
+// runJobs runs the default queue's jobs under the bus's router, as a program does.
+func (f fixture) runJobs(t *testing.T, table *job.Table, workers *job.Workers) (stop func()) {
+	t.Helper()
+	catalogue, err := bus.NewCatalogue(bus.Define[opened](1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	log, err := postgres.Open(f.pool, postgres.Config{NotifyOff: true}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	router, err := bus.NewRouter(bus.NewCodec(catalogue, "/test"), log, quiet, watermill.NopLogger{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	subscriber, err := table.Subscriber(job.DefaultQueue, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := router.AddQueue(job.DefaultQueue, subscriber, workers.Handler(), table, bus.Policy{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- router.Run(ctx) }()
+	return sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestJobTakesEffectOnce: a job whose unit of work has committed comes again, since its handler failed after it and then its
+// worker was taken for dead while it went on. Its rows, events and the job that it enqueued are there once.
+func TestJobTakesEffectOnce(t *testing.T) {
+	t.Parallel()
+	f, table := newJobFixture(t)
+	workers := job.NewWorkers()
+	runs := make(chan int, 10)
+	hang := make(chan struct{})
+	err := job.Handle(workers, func(ctx context.Context, p polish) error {
+		running, _ := job.Current(ctx)
+		err := f.Do(ctx, func(ctx context.Context, w *uow.Work) error {
+			d := &door{}
+			w.Track(d)
+			d.recorder.Record(opened{ID: p.Door})
+			w.Enqueue(polish{p.Door + "'s"}, job.In(time.Hour))
+			return insert(ctx, w, p.Door)
+		})
+		if err != nil {
+			return err
+		}
+		runs <- running.Attempt
+		switch running.Attempt {
+		case 1:
+			return job.RetryAfter(0, errors.New("after the commit"))
+		case 2:
+			<-hang
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := f.runJobs(t, table, workers)
+	defer stop()
+	receipt, err := table.Enqueue(t.Context(), polish{"front"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want := range 2 {
+		if got := <-runs; got != want+1 {
+			t.Errorf("attempt %d, want %d", got, want+1)
+		}
+	}
+	// Another process takes its worker for dead.
+	if _, err := f.pool.Exec(t.Context(), `update postbus.jobs set state = 'waiting', owner = null where id = $1`, receipt.ID); err != nil {
+		t.Fatal(err)
+	}
+	table.Wake(job.DefaultQueue)
+	if got := <-runs; got != 3 {
+		t.Errorf("attempt %d, want 3", got)
+	}
+	close(hang)
+	for state := ""; state != job.StateCompleted; <-time.After(5 * time.Millisecond) { // it has no signal
+		status, err := table.Get(t.Context(), receipt.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		state = status.State
+	}
+	doors, events := f.stored(t)
+	if !slices.Equal(doors, []string{"front"}) || len(events) != 1 {
+		t.Errorf("the effect is %q and %q", doors, events)
+	}
+	want := []string{"completed -", "waiting " + receipt.ID.String()}
+	if jobs := f.column(t, `select state || ' ' || coalesce(metadata::json->>'causationid', '-') from postbus.jobs order by sequence`); !slices.Equal(jobs, want) {
+		t.Errorf("jobs are %q, want %q", jobs, want)
+	}
+	if inbox := f.column(t, `select consumer from postbus.inbox`); !slices.Equal(inbox, []string{"job:default"}) {
+		t.Errorf("the inbox has %q", inbox)
+	}
+}
+
+// TestJobsErrorsDecideUnderTheRouter: what a job's handler returns decides, not the policy of the router around it; and the
+// bus's own errors mean the same there.
+func TestJobsErrorsDecideUnderTheRouter(t *testing.T) {
+	t.Parallel()
+	f, table := newJobFixture(t)
+	workers := job.NewWorkers()
+	err := job.Handle(workers, func(ctx context.Context, p polish) error {
+		running, _ := job.Current(ctx)
+		switch p.Door {
+		case "permanent":
+			return job.Permanent(errors.New("no"))
+		case "bus":
+			return fmt.Errorf("x: %w", bus.Permanent(errors.New("no")))
+		case "snooze":
+			return job.Snooze(time.Hour)
+		case "policy":
+			return errors.New("no")
+		case "panic":
+			panic("x")
+		case "again":
+			if running.Attempt < 5 {
+				return job.RetryAfter(0, errors.New("no"))
+			}
+		}
+		return nil
+	}, job.Policy{Attempts: 2, WaitMin: time.Millisecond, WaitMax: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := f.runJobs(t, table, workers)
+	defer stop()
+	for door, want := range map[string]string{
+		"permanent": "dead 1 permanent", "bus": "dead 1 permanent", "snooze": "waiting 0 -", "policy": "dead 2 transient",
+		"panic": "dead 2 panic", "again": "completed 5 retry-after",
+	} {
+		if _, err := table.Enqueue(t.Context(), polish{door}, job.Metadata("door", door)); err != nil {
+			t.Fatal(err)
+		}
+		deadline := time.Now().Add(20 * time.Second)
+		for got := ""; got != want; <-time.After(5 * time.Millisecond) { // it has no signal
+			got = f.column(t, `select state || ' ' || attempt || ' ' || coalesce(failures->-1->>'class', '-') from postbus.jobs
+				where metadata::json->>'door' = '`+door+`'`)[0]
+			if time.Now().After(deadline) {
+				t.Fatalf("%s is %q, want %q", door, got, want)
+			}
+		}
 	}
 }
