@@ -59,7 +59,7 @@ func parts(b *wire.Backbone, c config.Config, app *web.App, listener net.Listene
 		func(ctx context.Context) error { b.Supervise(ctx); return nil },
 	}
 	if c.EmbeddedConsumers {
-		all = append(all, func(ctx context.Context) error { return b.Consume(ctx, b.Consumers()) })
+		all = append(all, func(ctx context.Context) error { return b.Consume(ctx, b.Consumers(), true) })
 	}
 	return all
 }

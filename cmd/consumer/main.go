@@ -44,7 +44,7 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 	}
 	announce(os.Stdout, b, selected)
 	err = wire.Together(ctx,
-		func(ctx context.Context) error { return b.Consume(ctx, selected) },
+		func(ctx context.Context) error { return b.Consume(ctx, selected, len(c.Only) == 0) },
 		func(ctx context.Context) error { b.Supervise(ctx); return nil },
 	)
 	err = errors.Join(err, b.Close())

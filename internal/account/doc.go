@@ -22,6 +22,10 @@
 // A user may have several open links, since a mail that is late must not be worthless. Once one of them has verified
 // the user, all of them are LinkUsed: they were right, and there is nothing left to do.
 //
+// # Those who never verify
+//
+// A job deletes them every night, 30 days after they registered, with what hangs on them.
+//
 // # Locks
 //
 // Every transaction that writes locks the user's row first and touches its verifications after that, so two of

@@ -23,6 +23,7 @@ import (
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
 	"postbus/internal/domain/user"
+	"postbus/internal/job"
 	"postbus/internal/pgtest"
 	"postbus/internal/uow"
 )
@@ -46,7 +47,8 @@ type fixture struct {
 func setUp(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{t: t, tokens: account.NewTokens(secret), trace: &trace{}}
-	f.pool = openTraced(t, pgtest.URL(t, account.Migrations(), postgres.Migrations(postgres.DefaultSchema)), f.trace)
+	f.pool = openTraced(t, pgtest.URL(t, account.Migrations(), postgres.Migrations(postgres.DefaultSchema),
+		job.Migrations(job.DefaultSchema)), f.trace)
 
 	catalogue, err := bus.NewCatalogue(bus.Define[user.Registered](1), bus.Define[user.VerificationRequested](1),
 		bus.Define[user.RegistrationRepeated](1), bus.Define[user.EmailVerified](1))
@@ -56,7 +58,9 @@ func setUp(t *testing.T) *fixture {
 	must(t, err)
 	must(t, log.Provision(t.Context(), catalogue.Topics(), nil))
 	f.bus = bus.New(logger)
-	work := uow.NewManager(f.pool, log, bus.NewCodec(catalogue, "/postbus/test"), f.bus)
+	jobs, err := job.Open(f.pool, job.Config{NotifyOff: true}, logger)
+	must(t, err)
+	work := uow.NewManager(f.pool, log, bus.NewCodec(catalogue, "/postbus/test"), f.bus).WithJobs(jobs)
 	f.service, err = account.New(work, f.pool, f.tokens)
 	must(t, err)
 	return f

@@ -202,3 +202,19 @@ func scanUser(row pgx.Row, rest ...any) (user.State, error) {
 	}
 	return state, nil
 }
+
+// deleteUnverified deletes users who did not verify in time, at most so many. The users are locked before their
+// verifications, which go with them.
+func (r repository) deleteUnverified(ctx context.Context, most int) (deleted int, err error) {
+	tag, err := r.db.Exec(ctx, `
+		DELETE FROM public.users WHERE id = ANY (ARRAY(
+			SELECT u.id FROM public.users u
+			WHERE u.verified_at IS NULL AND u.registered_at < now() - $1::interval AND NOT EXISTS (
+				SELECT FROM public.email_verifications v WHERE v.user_id = u.id AND v.created_at > now() - $2::interval)
+			ORDER BY u.registered_at LIMIT $3 FOR UPDATE OF u SKIP LOCKED))`,
+		unverifiedLife, linkLife, most)
+	if err != nil {
+		return 0, fmt.Errorf("delete users: %w", err)
+	}
+	return int(tag.RowsAffected()), nil
+}

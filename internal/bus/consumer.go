@@ -25,6 +25,8 @@ type Consumer struct {
 	topic    string
 	types    []string
 	handlers []cqrs.GroupEventHandler
+	refuser  Refuser // nil where nobody asks; set by the router
+	jobs     bool    // it is a queue of jobs
 }
 
 // ConsumerOption changes one setting of a Consumer.

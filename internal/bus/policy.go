@@ -68,7 +68,7 @@ func (p Policy) validate() error {
 // wait is how long after the failed attempt of that number, from 1 on, the next one comes.
 func (p Policy) wait(attempt int) time.Duration {
 	wait := p.BackoffMax
-	if shift := attempt - 1; shift >= 0 && shift < 30 && p.BackoffMin<<shift < wait {
+	if shift := attempt - 1; shift >= 0 && shift < 30 && p.BackoffMin < wait>>shift { // not BackoffMin<<shift, which overflows
 		wait = p.BackoffMin << shift
 	}
 	return wait - rand.N(wait/2+1) //nolint:gosec // jitter needs no secrecy
@@ -160,6 +160,10 @@ type permanentError struct{ err error }
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
+// Next and Class tell the work table, which knows nothing of this package, what the error means.
+func (e *permanentError) Next(int) (wait time.Duration, again bool) { return 0, false }
+func (e *permanentError) Class() string                             { return classPermanent }
+
 // Permanent marks an error that trying again will not mend: the event is dead at once. It returns nil for nil.
 func Permanent(err error) error {
 	if err == nil {
@@ -175,6 +179,10 @@ type retryAfterError struct {
 
 func (e *retryAfterError) Error() string { return e.err.Error() }
 func (e *retryAfterError) Unwrap() error { return e.err }
+
+// Next and Class tell the work table, which knows nothing of this package, what the error means.
+func (e *retryAfterError) Next(int) (wait time.Duration, again bool) { return e.wait, true }
+func (e *retryAfterError) Class() string                             { return classRetryAfter }
 
 // RetryAfter marks an error that says when trying again may help, such as a server's Retry-After. It counts as an attempt.
 // It returns nil for nil; a wait below zero is none.

@@ -101,3 +101,14 @@ func TestDeadlineEndsTheContext(t *testing.T) {
 		})
 	}
 }
+
+// TestBackoffDoesNotOverflow: an hour, doubled as often as the default has attempts, is more than a Duration holds.
+func TestBackoffDoesNotOverflow(t *testing.T) {
+	t.Parallel()
+	p := Policy{Attempts: 100, BackoffMin: time.Hour, BackoffMax: 6 * time.Hour}.withDefaults()
+	for attempt := 1; attempt < 100; attempt++ {
+		if wait := p.wait(attempt); wait < 30*time.Minute || wait > 6*time.Hour {
+			t.Fatalf("after attempt %d it waits %s", attempt, wait)
+		}
+	}
+}

@@ -82,8 +82,30 @@ func (r *Router) Add(consumers ...*Consumer) error {
 		if err := r.processor.AddHandlersGroup(c.name, c.handlers...); err != nil {
 			return fmt.Errorf("add consumer %s: %w", c.name, err)
 		}
+		c.refuser = r.refuser
 		r.consumers[c.name] = c
 	}
+	return nil
+}
+
+// jobPrefix begins the names of queues of jobs among those of consumers, which have no colon.
+const jobPrefix = "job:"
+
+// AddQueue runs a queue of jobs beside the consumers, under the same middleware; before Run. The subscriber is closed with
+// the router. refuser is told of failures, with what the policy makes of them, and may know better; the policy's Deadline
+// is the longest that a job may run. In the inbox the queue is a consumer of the name "job:" and its own, and a job is known
+// by its id: uow.Do in a job's handler takes effect once for the job.
+func (r *Router) AddQueue(name string, from message.Subscriber, handle message.NoPublishHandlerFunc, refuser Refuser, policy Policy) error {
+	queue, err := NewConsumer(name, WithPolicy(policy))
+	if err != nil {
+		return fmt.Errorf("add queue: %w", err)
+	}
+	queue.name, queue.refuser, queue.jobs = jobPrefix+name, refuser, true
+	if _, ok := r.consumers[queue.name]; ok {
+		return fmt.Errorf("add queue %s: %w", name, ErrDuplicate)
+	}
+	r.router.AddConsumerHandler(queue.name, name, from, handle)
+	r.consumers[queue.name] = queue
 	return nil
 }
 
@@ -130,23 +152,24 @@ func (r *Router) tellWhy(next message.HandlerFunc) message.HandlerFunc {
 		if err == nil {
 			return produced, nil
 		}
-		failure := newFailure(err, r.policy(m))
-		if r.refuser != nil {
-			r.refuser.Refuse(m, failure)
+		c := r.consumer(m)
+		failure := newFailure(err, c.policy)
+		if c.refuser != nil {
+			c.refuser.Refuse(m, failure)
 		}
 		return nil, failure
 	}
 }
 
-func (r *Router) policy(m *message.Message) Policy {
-	return r.consumers[message.HandlerNameFromCtx(m.Context())].policy
+func (r *Router) consumer(m *message.Message) *Consumer {
+	return r.consumers[message.HandlerNameFromCtx(m.Context())]
 }
 
 // limitTime ends the context of a handler that overruns, and names one that goes on all the same.
 func (r *Router) limitTime(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
 		handled := m.Context()
-		ctx := withDeadline(handled, r.policy(m).Deadline, func() {
+		ctx := withDeadline(handled, r.consumer(m).policy.Deadline, func() {
 			r.logger.Error("handler ignores the end of its context", slog.String("consumer", message.HandlerNameFromCtx(handled)),
 				slog.String("event_type", Type(m)), slog.String("message_uuid", m.UUID))
 		})
@@ -164,7 +187,7 @@ func (r *Router) limitTime(next message.HandlerFunc) message.HandlerFunc {
 // newer program, which shares this one's work, may have a handler for it.
 func (r *Router) knownTypes(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
-		if _, ok := r.catalogue.Lookup(Type(m)); !ok {
+		if _, ok := r.catalogue.Lookup(Type(m)); !ok && !r.consumer(m).jobs {
 			return nil, fmt.Errorf("%w: %s", ErrUnknownType, Type(m))
 		}
 		return next(m)

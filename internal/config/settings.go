@@ -150,7 +150,7 @@ func ofRun() []Setting {
 	return []Setting{
 		{
 			Flag: "only", Value: "NAME[,NAME]", Group: "This run", programs: []string{Consumer}, set: setOnly,
-			Meaning: "Run these consumers and no others.", Default: "all",
+			Meaning: "Run these consumers and no others, and no jobs.", Default: "all",
 		},
 		{
 			Flag: "psql", Group: "This run", programs: []string{App}, set: setPsql,

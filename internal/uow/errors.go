@@ -23,6 +23,8 @@ var (
 	ErrSecondEffect = errors.New("second unit of work for one event")
 	// errRepeated ends an attempt at an event that has had its effect.
 	errRepeated = errors.New("event has had its effect")
+	// ErrNoJobs is returned when fn has enqueued a job and the Manager was made without WithJobs. Nothing was stored.
+	ErrNoJobs = errors.New("unit of work has nowhere to enqueue jobs")
 	// ErrClosed is returned by a Work's database handle once its unit of work is over.
 	ErrClosed = errors.New("unit of work is over")
 )

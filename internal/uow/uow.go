@@ -1,5 +1,5 @@
-// Package uow is the transaction boundary. A use case changes aggregates inside Manager.Do; what it writes and the events
-// that the aggregates recorded become durable together, or not at all.
+// Package uow is the transaction boundary. A use case changes aggregates inside Manager.Do; what it writes, the events that
+// the aggregates recorded, and the jobs that it enqueued become durable together, or not at all.
 //
 // Do ends in one of three ways: committed, rolled back, or ErrOutcomeUnknown. After a commit the events are dispatched
 // to the in-process bus, in the same call; the consumers get them from the log whatever becomes of that.
@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,14 +20,16 @@ import (
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
 	"postbus/internal/domain"
+	"postbus/internal/job"
 )
 
 // Limits of a unit of work.
 const (
 	eventsPerCommitMax = 1000 // a *bus.LimitError beyond
+	jobsPerCommitMax   = 1000 // a *bus.LimitError beyond
 	attemptsMax        = 5    // of fn, when Postgres asks to try again
 	retryWait          = 5 * time.Millisecond
-	commitTimeout      = 10 * time.Second // for events and COMMIT, which the caller's context no longer cuts short
+	commitTimeout      = 10 * time.Second // for events, jobs and COMMIT, which the caller's context no longer cuts short
 	rollbackTimeout    = 2 * time.Second
 )
 
@@ -36,11 +39,27 @@ type Manager struct {
 	log   *postgres.Log
 	codec *bus.Codec
 	bus   *bus.Bus
+	jobs  Jobs // nil without WithJobs
+}
+
+// Jobs is where a unit of work's jobs go: a *job.Table in the database that the transactions run in.
+type Jobs interface {
+	// Append queues what stores the jobs on a batch that is sent with the COMMIT.
+	Append(batch *pgx.Batch, jobs ...job.Job) error
+	// Wake tells the workers of the queues, after the commit.
+	Wake(queues ...string)
 }
 
 // NewManager returns a Manager whose transactions run on pool, in the database that log is in.
 func NewManager(pool *pgxpool.Pool, log *postgres.Log, codec *bus.Codec, inProcess *bus.Bus) *Manager {
 	return &Manager{pool: pool, log: log, codec: codec, bus: inProcess}
+}
+
+// WithJobs returns a Manager like this one whose units of work can enqueue jobs.
+func (m *Manager) WithJobs(jobs Jobs) *Manager {
+	with := *m
+	with.jobs = jobs
+	return &with
 }
 
 type withinKey struct{}
@@ -51,7 +70,7 @@ type withinKey struct{}
 // When fn returns an error, panics, or its context ends before the commit, everything is rolled back; the error is
 // returned, the panic goes on. A serialization failure or a deadlock (40001, 40P01) is tried again after a short wait,
 // so fn may run several times: it loads and changes its aggregates inside, and has no effects outside of w.DB. An event
-// over a limit is a *bus.LimitError, before the commit. Events stay in their recorders unless they were committed.
+// or a job over a limit is a *bus.LimitError or *job.LimitError, before the commit. Events stay in their recorders unless they were committed.
 //
 // Do returns nil when the commit stands and every in-process handler succeeded, a *DispatchError when the commit stands
 // and one failed, ErrOutcomeUnknown when the connection was lost during COMMIT. Any other error means that nothing was
@@ -84,6 +103,9 @@ func (m *Manager) Do(ctx context.Context, fn func(ctx context.Context, w *Work) 
 	}
 	domain.MarkEffect(ctx)
 	m.log.Wake(committed.topics...)
+	if len(committed.queues) > 0 {
+		m.jobs.Wake(committed.queues...)
+	}
 	if err := m.bus.PublishAll(ctx, committed.events); err != nil {
 		return &DispatchError{Err: err}
 	}
@@ -94,6 +116,7 @@ func (m *Manager) Do(ctx context.Context, fn func(ctx context.Context, w *Work) 
 type commit struct {
 	events []domain.Event
 	topics []string
+	queues []string
 }
 
 // attempt runs fn once, in a transaction of its own.
@@ -109,7 +132,7 @@ func (m *Manager) attempt(ctx context.Context, fn func(ctx context.Context, w *W
 	if err := m.begin(ctx, conn); err != nil {
 		return commit{}, err
 	}
-	w := &Work{db: querier{conn: conn}}
+	w := &Work{db: querier{conn: conn}, cause: domain.CauseOf(ctx)}
 	defer w.db.over.Store(true)
 
 	if err := fn(context.WithValue(ctx, withinKey{}, w), w); err != nil {
@@ -126,7 +149,7 @@ func (m *Manager) attempt(ctx context.Context, fn func(ctx context.Context, w *W
 	default:
 		return commit{}, ErrEnded
 	}
-	return m.commit(ctx, conn, w.sources)
+	return m.commit(ctx, conn, w)
 }
 
 // begin opens the transaction. In a consumer's handler it notes the event in the inbox, and returns errRepeated when the
@@ -160,12 +183,15 @@ func (m *Manager) begin(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// commit sends the events and COMMIT in one round trip. The recorders are emptied once it stands.
-func (m *Manager) commit(ctx context.Context, conn *pgx.Conn, sources []domain.Source) (commit, error) {
-	done := commit{events: domain.Recorded(sources...)}
+// commit sends the events, the jobs and COMMIT in one round trip. The recorders are emptied once it stands.
+func (m *Manager) commit(ctx context.Context, conn *pgx.Conn, w *Work) (commit, error) {
+	done := commit{events: domain.Recorded(w.sources...)}
 	batch := &pgx.Batch{}
 	var err error
 	if done.topics, err = m.queue(ctx, batch, done.events); err != nil {
+		return commit{}, err
+	}
+	if done.queues, err = m.queueJobs(batch, w); err != nil {
 		return commit{}, err
 	}
 	batch.Queue("commit")
@@ -174,7 +200,7 @@ func (m *Manager) commit(ctx context.Context, conn *pgx.Conn, sources []domain.S
 	if err := send(ctx, conn, batch); err != nil {
 		return commit{}, err
 	}
-	for _, s := range sources {
+	for _, s := range w.sources {
 		s.Recorded().Take()
 	}
 	return done, nil
@@ -196,6 +222,28 @@ func (m *Manager) queue(ctx context.Context, batch *pgx.Batch, events []domain.E
 		topics = append(topics, e.Topic)
 	}
 	return topics, nil
+}
+
+// queueJobs puts what stores the jobs on the batch, and returns the queues that they go to.
+func (m *Manager) queueJobs(batch *pgx.Batch, w *Work) (queues []string, err error) {
+	switch {
+	case w.jobErr != nil:
+		return nil, fmt.Errorf("enqueue job: %w", w.jobErr)
+	case len(w.jobs) == 0:
+		return nil, nil
+	case m.jobs == nil:
+		return nil, ErrNoJobs
+	case len(w.jobs) > jobsPerCommitMax:
+		return nil, &bus.LimitError{Limit: "jobsPerCommitMax", Max: jobsPerCommitMax, Got: len(w.jobs)}
+	}
+	if err := m.jobs.Append(batch, w.jobs...); err != nil {
+		return nil, fmt.Errorf("enqueue jobs: %w", err)
+	}
+	for _, j := range w.jobs {
+		queues = append(queues, j.Queue())
+	}
+	slices.Sort(queues)
+	return slices.Compact(queues), nil
 }
 
 // send carries out the batch, whose last statement is COMMIT, and tells the three outcomes apart.

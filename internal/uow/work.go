@@ -4,10 +4,12 @@ import (
 	"context"
 	"sync/atomic"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"postbus/internal/domain"
+	"postbus/internal/job"
 )
 
 // Querier runs statements in the transaction of a Unit of Work. It cannot begin or end one.
@@ -22,6 +24,9 @@ type Querier interface {
 type Work struct {
 	db      querier
 	sources []domain.Source
+	cause   domain.Cause
+	jobs    []job.Job
+	jobErr  error // the first
 }
 
 // DB returns the transaction.
@@ -31,6 +36,25 @@ func (w *Work) DB() Querier { return &w.db }
 // are published in the order in which they were recorded, across all tracked aggregates, after everything that fn
 // writes. Tracking one twice does no harm.
 func (w *Work) Track(aggregates ...domain.Source) { w.sources = append(w.sources, aggregates...) }
+
+// Enqueue makes a job part of the transaction: it is stored with the commit, after the events, or not at all. The cause
+// that Do's context carries becomes the correlation and causation of the job's message. A job that cannot be, one over a
+// limit, and any job where the Manager was made without WithJobs, make Do return an error before the commit. A job whose
+// unique key is taken, or whose id is known, is skipped without a word.
+func (w *Work) Enqueue(args job.Args, options ...job.Option) {
+	var causes []job.Option
+	if w.cause.Correlation != "" {
+		causes = append(causes, job.Metadata(job.MetadataCorrelation, w.cause.Correlation))
+	}
+	if w.cause.EventID != uuid.Nil {
+		causes = append(causes, job.Metadata(job.MetadataCausation, w.cause.EventID.String()))
+	}
+	j, err := job.New(args, append(causes, options...)...)
+	if err != nil && w.jobErr == nil {
+		w.jobErr = err
+	}
+	w.jobs = append(w.jobs, j)
+}
 
 // querier hides the connection's Begin, and everything once the work is over: the connection is another's by then.
 type querier struct {

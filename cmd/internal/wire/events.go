@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
 	"postbus/internal/domain"
 	"postbus/internal/domain/user"
+	"postbus/internal/job"
 	"postbus/internal/mail"
 )
 
@@ -53,6 +55,18 @@ func sending[E domain.Event](h func(context.Context, E) error) func(context.Cont
 		}
 		return err
 	}
+}
+
+// workers lists the handlers of every kind of job of the application.
+func workers(accounts *account.Service) (*job.Workers, error) {
+	w := job.NewWorkers()
+	return w, job.Handle(w, accounts.DeleteUnverified, job.Policy{Timeout: 10 * time.Minute})
+}
+
+// schedules lists what happens by the clock.
+func schedules() ([]job.Schedule, error) {
+	deletion, err := account.UnverifiedSchedule()
+	return []job.Schedule{deletion}, err
 }
 
 // inProcess lists what happens in the process that committed, right after the commit. What must not be missed is a

@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
 	"postbus/internal/config"
+	"postbus/internal/job"
 	"postbus/internal/mail"
 	"postbus/internal/migrate"
 	"postbus/internal/telemetry"
@@ -38,7 +40,17 @@ type Backbone struct {
 	log       *postgres.Log
 	codec     *bus.Codec
 	consumers []*bus.Consumer
+	jobs      *job.Table
+	workers   *job.Workers
+	scheduler *job.Scheduler
 }
+
+const (
+	// jobsAtOnce is how many jobs a process runs at a time.
+	jobsAtOnce = 4
+	// jobTimeMax is how long a job may run; a kind of job may have less.
+	jobTimeMax = time.Hour
+)
 
 // Open connects to the database, migrates it, makes sure of topics and consumers, and builds the rest. c.PublicURL is
 // set. say is told in a sentence what takes long. The error is for a person to read.
@@ -106,7 +118,9 @@ func (b *Backbone) agree(c config.Config) error {
 
 func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.Tokens, sender mail.Sender) error {
 	pool := b.database.pool
-	for _, set := range []migrate.Set{account.Migrations(), postgres.Migrations(postgres.DefaultSchema)} {
+	for _, set := range []migrate.Set{
+		account.Migrations(), postgres.Migrations(postgres.DefaultSchema), job.Migrations(job.DefaultSchema),
+	} {
 		if err := migrate.Up(ctx, pool, set); err != nil {
 			return b.database.explainSetUp(set.Schema, err)
 		}
@@ -123,7 +137,14 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if err := inProcess(after, b.logger); err != nil {
 		return err
 	}
-	if b.Accounts, err = account.New(uow.NewManager(pool, b.log, b.codec, after), pool, tokens); err != nil {
+	if b.jobs, err = job.Open(pool, job.Config{}, b.logger); err != nil {
+		return err
+	}
+	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(b.jobs)
+	if b.Accounts, err = account.New(work, pool, tokens); err != nil {
+		return err
+	}
+	if err := b.buildJobs(); err != nil {
 		return err
 	}
 	post, err := mail.NewPost(sender, b.PublicURL, mail.WithFrom(c.MailFrom))
@@ -139,6 +160,18 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	}
 	err = b.log.Provision(ctx, types.Topics(), subscriptions(b.consumers))
 	return b.database.explainSetUp(postgres.DefaultSchema, err)
+}
+
+func (b *Backbone) buildJobs() (err error) {
+	if b.workers, err = workers(b.Accounts); err != nil {
+		return err
+	}
+	all, err := schedules()
+	if err != nil {
+		return err
+	}
+	b.scheduler, err = b.jobs.Scheduler(all...)
+	return err
 }
 
 // Close gives up the database. Nothing may be running.
@@ -199,8 +232,9 @@ func Names(consumers []*bus.Consumer) string {
 	return strings.Join(names, ", ")
 }
 
-// Consume runs consumers until ctx ends, and lets what is being handled finish.
-func (b *Backbone) Consume(ctx context.Context, consumers []*bus.Consumer) error {
+// Consume runs consumers until ctx ends, and lets what is being handled finish; with jobs it also runs jobs and makes those
+// of the schedules.
+func (b *Backbone) Consume(ctx context.Context, consumers []*bus.Consumer, jobs bool) error {
 	router, err := bus.NewRouter(b.codec, b.log, b.logger, telemetry.NewWatermill(b.logger))
 	if err != nil {
 		return err
@@ -208,13 +242,25 @@ func (b *Backbone) Consume(ctx context.Context, consumers []*bus.Consumer) error
 	if err := router.Add(consumers...); err != nil {
 		return err
 	}
-	return router.Run(ctx)
+	if !jobs {
+		return router.Run(ctx)
+	}
+	queue, err := b.jobs.Subscriber(job.DefaultQueue, jobsAtOnce)
+	if err != nil {
+		return err
+	}
+	policy := bus.Policy{Deadline: jobTimeMax}
+	if err := router.AddQueue(job.DefaultQueue, queue, b.workers.Handler(), b.jobs, policy); err != nil {
+		return err
+	}
+	return Together(ctx, router.Run, b.scheduler.Run)
 }
 
-// Supervise keeps a private Postgres running, and the log in shape, until ctx ends.
+// Supervise keeps a private Postgres running, and the log and the work table in shape, until ctx ends.
 func (b *Backbone) Supervise(ctx context.Context) {
 	_ = Together(ctx, // neither part has an error
 		func(ctx context.Context) error { b.database.supervise(ctx, b.logger); return nil },
 		func(ctx context.Context) error { b.log.Maintain(ctx); return nil },
+		b.jobs.Maintain,
 	)
 }

@@ -1,0 +1,159 @@
+package job_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/broker/postgres"
+	"postbus/internal/bus"
+	"postbus/internal/job"
+	"postbus/internal/migrate"
+	"postbus/internal/uow"
+)
+
+// InvoiceEmail is a kind of job: its arguments, as JSON, and its durable name.
+type InvoiceEmail struct {
+	InvoiceID uuid.UUID `json:"invoice_id"`
+}
+
+func (InvoiceEmail) Kind() string { return "invoice-email" }
+
+var (
+	pool    *pgxpool.Pool
+	logger  = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	table   *job.Table
+	manager *uow.Manager
+	codec   *bus.Codec
+	log     *postgres.Log
+	invoice uuid.UUID
+	ctx     = context.Background()
+)
+
+func send(context.Context, uuid.UUID, uuid.UUID) error { return nil }
+
+var errClosed = errors.New("the account is closed")
+
+// Making the table, and a Unit of Work that can enqueue.
+func ExampleOpen() {
+	if err := migrate.Up(ctx, pool, job.Migrations(job.DefaultSchema)); err != nil {
+		return
+	}
+	table, err := job.Open(pool, job.Config{Version: "v1.4.0", Keep: job.Keep{Completed: 3 * 24 * time.Hour}}, logger)
+	if err != nil {
+		return
+	}
+	manager = manager.WithJobs(table)
+}
+
+// In a use case: the job is there if the use case's changes are.
+func ExampleTable_Append() {
+	_ = manager.Do(ctx, func(ctx context.Context, w *uow.Work) error {
+		_, err := w.DB().Exec(ctx, `UPDATE invoices SET due = true WHERE id = $1`, invoice)
+		w.Enqueue(InvoiceEmail{invoice}, job.In(time.Hour), job.LockKey(invoice.String()))
+		return err
+	})
+}
+
+// Outside of one, and in bulk.
+func ExampleTable_EnqueueAll() {
+	var jobs []job.Job
+	for _, id := range []uuid.UUID{invoice} {
+		j, err := job.New(InvoiceEmail{id}, job.Queue("mail"), job.Priority(-1), job.UniqueKey(id.String()))
+		if err != nil {
+			return
+		}
+		jobs = append(jobs, j)
+	}
+	receipts, err := table.EnqueueAll(ctx, jobs...)
+	if err != nil {
+		return
+	}
+	for _, r := range receipts {
+		fmt.Println(r.ID, r.Skipped)
+	}
+}
+
+// A handler: what it returns decides what becomes of its job.
+func ExampleHandle() {
+	workers := job.NewWorkers()
+	err := job.Handle(workers, func(ctx context.Context, args InvoiceEmail) error {
+		running, _ := job.Current(ctx)
+		err := send(ctx, args.InvoiceID, running.ID) // the same id at every attempt
+		switch {
+		case errors.Is(err, errClosed):
+			return job.Permanent(err) // dead at once
+		case errors.Is(err, context.DeadlineExceeded):
+			return job.RetryAfter(time.Minute, err)
+		case time.Now().Weekday() == time.Sunday:
+			return job.Snooze(24 * time.Hour) // no attempt lost
+		case err != nil:
+			return err // tried again as the policy says
+		}
+		return job.SetResult(ctx, "sent")
+	}, job.Policy{Attempts: 10, WaitMax: time.Hour, Timeout: 30 * time.Second})
+	if err != nil {
+		return
+	}
+}
+
+// Running a queue beside the consumers, under one router.
+func ExampleTable_Subscriber() {
+	workers := job.NewWorkers()
+	router, err := bus.NewRouter(codec, log, logger, watermill.NopLogger{})
+	if err != nil {
+		return
+	}
+	queue, err := table.Subscriber("mail", 8) // eight at a time
+	if err != nil {
+		return
+	}
+	if err := router.AddQueue("mail", queue, workers.Handler(), table, bus.Policy{Deadline: time.Hour}); err != nil {
+		return
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+	defer stop()
+	_ = router.Run(ctx)
+}
+
+// By the clock: one job a tick, however many processes run this.
+func ExampleTable_Scheduler() {
+	nightly, err := job.Cron("30 2 * * *", "Europe/Amsterdam")
+	if err != nil {
+		return
+	}
+	scheduler, err := table.Scheduler(job.Schedule{
+		Name: "invoice-reminder", When: nightly, Args: InvoiceEmail{invoice},
+		Options: []job.Option{job.UniqueKey("nightly")}, // no second one beside one that runs
+		Missed:  job.SkipMissed,
+	})
+	if err != nil {
+		return
+	}
+	_ = scheduler.Run(ctx)
+}
+
+// What an operator does.
+func ExampleTable_Retry() {
+	groups, err := table.Dead(ctx)
+	if err != nil {
+		return
+	}
+	for _, g := range groups {
+		status, err := table.Get(ctx, g.Example)
+		if err != nil {
+			return
+		}
+		fmt.Println(g.Kind, g.Count, status.Failures[len(status.Failures)-1].Error)
+		_, _ = table.Retry(ctx, job.Selection{Kind: g.Kind, Fingerprint: g.Fingerprint}, "anna")
+	}
+	_, _ = table.Cancel(ctx, invoice, "anna")
+}

@@ -1,0 +1,137 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestLeaseNeverBecomesShorter: a take that waited for the lease's row comes with a time from before the wait. This process
+// counts on the longer one that it was told of.
+func TestLeaseNeverBecomesShorter(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	enqueue(t, table, "1")
+	enqueue(t, table, "2")
+	takeOne(t, table, "w")
+	execute(t, table.pool, `update postbus.job_workers set lease_until = now() + interval '1 hour'`)
+	takeOne(t, table, "w")
+	if left := value[time.Duration](t, table.pool, `select lease_until - now() from postbus.job_workers`); left < 30*time.Minute {
+		t.Errorf("the lease has become shorter: %s", left)
+	}
+}
+
+// TestContextEndsBeforeTheLease: when no heartbeat gets through, the handler's context ends before another worker may take
+// the job, and not a heartbeat after that.
+func TestContextEndsBeforeTheLease(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{Lease: 2 * time.Second})
+	ended := make(chan error, 1)
+	o := work(t, table, 1, func(ctx context.Context, _ note) error {
+		select {
+		case <-ctx.Done():
+			ended <- context.Cause(ctx)
+		case <-time.After(patience):
+			ended <- errors.New("it goes on")
+		}
+		return nil
+	})
+	enqueue(t, table, "x")
+	o.await(t, 1)
+	execute(t, table.pool, `alter table postbus.job_workers rename to away`)
+	left := value[time.Duration](t, table.pool, `select lease_until - clock_timestamp() from postbus.away`)
+	expiry := time.NewTimer(left + 150*time.Millisecond) // for the scheduler of a machine that is busy
+	select {
+	case err := <-ended:
+		if !errors.Is(err, ErrLost) {
+			t.Errorf("the context ended with %v", err)
+		}
+	case <-expiry.C:
+		t.Error("the context outlives the lease")
+		<-ended
+	}
+	execute(t, table.pool, `alter table postbus.away rename to job_workers`)
+}
+
+// TestLostJobDoesNotRunBesideItself: a worker that could not keep its lease, and whose jobs nobody has taken, runs a job
+// again when the handler has returned, not beside it.
+func TestLostJobDoesNotRunBesideItself(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{Lease: time.Second})
+	release := make(chan struct{})
+	o := work(t, table, 2, func(ctx context.Context, _ note) error {
+		if ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+				<-release // it ignores that its context has ended
+			case <-release:
+			}
+		}
+		return nil
+	})
+	id := enqueue(t, table, "x")
+	o.await(t, 1)
+	table.mu.Lock()
+	w := table.worker
+	table.mu.Unlock()
+	w.lose(w.heldNow(), "test")
+	other := enqueue(t, table, "other") // the worker goes on, and has looked for what it may have lost
+	o.await(t, 2)
+	for range 3 {
+		renewed := value[time.Time](t, table.pool, `select lease_until from postbus.job_workers`)
+		eventually(t, "a heartbeat", func() bool {
+			return value[time.Time](t, table.pool, `select lease_until from postbus.job_workers`).After(renewed)
+		})
+	}
+	if n := len(o.texts()); n != 2 || state(t, table, id) != StateRunning {
+		t.Errorf("%d handlers were called, the job is %s beside the handler that goes on", n, state(t, table, id))
+	}
+	close(release)
+	awaitState(t, table, id, StateCompleted)
+	awaitState(t, table, other, StateCompleted)
+	if n := value[int](t, table.pool, `select attempt from postbus.jobs where id = $1`, id); n != 1 {
+		t.Errorf("it counts as attempt %d", n)
+	}
+}
+
+// TestJobsTakenAheadDoNotWaitForALongOne: after short jobs a worker takes some ahead. When one is long, they go back, and
+// another process runs them.
+func TestJobsTakenAheadDoNotWaitForALongOne(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	release := make(chan struct{})
+	handle := func(_ context.Context, n note) error {
+		if n.Text == "long" {
+			<-release
+		}
+		return nil
+	}
+	o := work(t, table, 1, handle)
+	var jobs []Job
+	for range 50 {
+		jobs = append(jobs, newJob(t, "short"))
+	}
+	if _, err := table.EnqueueAll(t.Context(), jobs...); err != nil {
+		t.Fatal(err)
+	}
+	o.await(t, 50)
+	jobs = []Job{newJob(t, "long")}
+	for i := range 20 {
+		jobs = append(jobs, newJob(t, fmt.Sprint(i)))
+	}
+	if _, err := table.EnqueueAll(t.Context(), jobs...); err != nil {
+		t.Fatal(err)
+	}
+	o.await(t, 51)
+	idle := work(t, openTable(t, table.pool, Config{}), 1, handle)
+	idle.await(t, 20)
+	close(release)
+	for _, j := range jobs {
+		awaitState(t, table, j.ID(), StateCompleted)
+	}
+	if n := value[int](t, table.pool, `select max(attempt) from postbus.jobs`); n != 1 {
+		t.Errorf("going back cost an attempt: %d", n)
+	}
+}

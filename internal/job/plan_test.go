@@ -1,0 +1,137 @@
+package job
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// plan is what Postgres did for a statement.
+type plan struct {
+	text   string
+	blocks int // that were looked at
+}
+
+// explain carries a statement out, in a transaction that is rolled back.
+func explain(t *testing.T, table *Table, query string, args ...any) plan {
+	t.Helper()
+	tx, err := table.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	var encoded []byte
+	if err := tx.QueryRow(t.Context(), `explain (analyze, buffers, format json) `+query, args...).Scan(&encoded); err != nil {
+		t.Fatalf("explain %s: %v", query, err)
+	}
+	var plans []struct {
+		Plan map[string]any `json:"Plan"`
+	}
+	if err := json.Unmarshal(encoded, &plans); err != nil {
+		t.Fatal(err)
+	}
+	hit, _ := plans[0].Plan["Shared Hit Blocks"].(float64)
+	read, _ := plans[0].Plan["Shared Read Blocks"].(float64)
+	return plan{text: string(encoded), blocks: int(hit + read)}
+}
+
+func (p plan) check(t *testing.T, what string, blocksMax int) {
+	t.Helper()
+	if p.blocks > blocksMax {
+		t.Errorf("%s looked at %d blocks, at most %d:\n%s", what, p.blocks, blocksMax, p.text)
+	}
+}
+
+// many stores rows without anybody looking.
+func many(t *testing.T, table *Table, n int, columns, values string) {
+	t.Helper()
+	execute(t, table.pool, fmt.Sprintf(`insert into postbus.jobs (id, kind, queue, priority, metadata, args, %s)
+		select gen_random_uuid(), 'test-note', 'default', 0, '{}', '{"text":"x"}', %s from generate_series(1, %d) as i`, columns, values, n))
+}
+
+// TestManyScheduledJobsCostNothing: neither a look for due jobs nor a take reads those that are scheduled, but an index entry
+// for each priority.
+func TestManyScheduledJobsCostNothing(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	many(t, table, 50_000, "state, run_at", "'waiting', now() + interval '1 day' + i * interval '1 second'")
+	execute(t, table.pool, `analyze postbus.jobs`)
+	explain(t, table, table.sql.due, []string{DefaultQueue}, priorities(), table.config.Poll.Microseconds()).check(t, "a look", 100)
+	explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), make([]time.Time, len(priorities())), int64(1_000_000)).
+		check(t, "a take", 100)
+	id := enqueue(t, table, "due")
+	work(t, table, 1, nil)
+	awaitState(t, table, id, StateCompleted)
+}
+
+// TestManyBehindOneKey: what waits behind a held key is not looked at by a take, and the key goes on in as many steps when
+// hundreds have ended as with the first, also while somebody keeps a transaction open, so that no entry leaves the indexes.
+func TestManyBehindOneKey(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	held, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Rollback(t.Context())
+	if _, err := held.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
+		t.Fatal(err)
+	}
+	enqueue(t, table, "head", LockKey("k"))
+	many(t, table, 100_000, "state, run_at, lock_key", "'behind', now(), 'k'")
+	execute(t, table.pool, `analyze postbus.jobs`)
+	take := func() plan {
+		return explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), make([]time.Time, len(priorities())), int64(1_000_000))
+	}
+	take().check(t, "a take", 150)
+	for range 300 {
+		r := takeOne(t, table, "w")
+		if _, woken, err := table.end(t.Context(), table.pool, []outcome{completed(r)}); err != nil || len(woken) != 1 {
+			t.Fatalf("woke %q, %v", woken, err)
+		}
+	}
+	r := takeOne(t, table, "w")
+	tx, err := table.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), table.sql.lockKeys, []string{"k"}, []int64{r.sequence}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `update postbus.jobs set state = 'completed', finalized_at = now() where id = $1`, r.id); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := tx.Query(t.Context(), `explain (analyze, buffers, timing off, summary off, format text) `+table.sql.settleKeys, []string{"k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(lines, "\n")
+	if strings.Contains(text, "Seq Scan on jobs") || !strings.Contains(text, "jobs_behind") {
+		t.Errorf("the next of the key was looked for by:\n%s", text)
+	}
+	if n := value[int](t, table.pool, `select count(*) from postbus.jobs where state = 'completed'`); n != 300 {
+		t.Errorf("%d have ended", n)
+	}
+}
+
+// TestCleaningReadsOnlyWhatHasEnded.
+func TestCleaningReadsOnlyWhatHasEnded(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	many(t, table, 50_000, "state, run_at", "'waiting', now()")
+	many(t, table, 100, "state, run_at, finalized_at", "'completed', now(), now() - interval '2 days'")
+	execute(t, table.pool, `analyze postbus.jobs`)
+	p := explain(t, table, cleanSQL(table), StateCompleted, (24 * time.Hour).Microseconds(), cleanMax)
+	if strings.Contains(p.text, `"Seq Scan"`) || !strings.Contains(p.text, "jobs_ended") {
+		t.Errorf("cleaning read:\n%s", p.text)
+	}
+}
