@@ -20,7 +20,7 @@ import (
 type queue struct {
 	messages chan *message.Message
 	closed   chan struct{}
-	refused  chan *bus.Failure
+	refused  chan *bus.AttemptError
 }
 
 func (q *queue) Subscribe(context.Context, string) (<-chan *message.Message, error) {
@@ -38,7 +38,7 @@ func (q *queue) Close() error {
 }
 
 func (q *queue) Refuse(_ *message.Message, reason error) {
-	var f *bus.Failure
+	var f *bus.AttemptError
 	errors.As(reason, &f)
 	q.refused <- f
 }
@@ -46,7 +46,7 @@ func (q *queue) Refuse(_ *message.Message, reason error) {
 // runQueue runs a handler of jobs on a router.
 func runQueue(t *testing.T, handle message.NoPublishHandlerFunc, policy bus.Policy) *queue {
 	t.Helper()
-	q := &queue{messages: make(chan *message.Message), closed: make(chan struct{}), refused: make(chan *bus.Failure, 1)}
+	q := &queue{messages: make(chan *message.Message), closed: make(chan struct{}), refused: make(chan *bus.AttemptError, 1)}
 	catalogue, err := bus.NewCatalogue(bus.Define[planted](1))
 	must(t, err)
 	router, err := bus.NewRouter(bus.NewCodec(catalogue, "/test"), q, slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil)), watermill.NopLogger{})
