@@ -86,6 +86,10 @@ func (b *Backbone) listDead(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if len(groups) == 0 {
+		_, err := fmt.Fprintln(out, "nothing is dead")
+		return err
+	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	_, _ = fmt.Fprintln(table, "CONSUMER\tGROUP\tCOUNT\tSINCE\tEVENT TYPE\tWHY") // errors come up at Flush
 	for _, g := range groups {
