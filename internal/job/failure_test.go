@@ -175,13 +175,12 @@ func TestRefuseFromOutside(t *testing.T) {
 func TestUnknownAndUndecodable(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{})
-	work(t, table, 1, nil)
 	if _, err := table.Enqueue(t.Context(), number(1)); err != nil {
 		t.Fatal(err)
 	}
 	enqueue(t, table, "secret")
-	execute(t, table.pool, `update postbus.jobs set state = 'waiting', args = '{"text":["secret"]}', finalized_at = null, attempt = 0 where kind = 'test-note'`)
-	table.Wake(DefaultQueue)
+	execute(t, table.pool, `update postbus.jobs set args = '{"text":["secret"]}' where kind = 'test-note'`)
+	work(t, table, 1, nil)
 	eventually(t, "two failures", func() bool {
 		return value[int](t, table.pool, `select count(*) from postbus.jobs where jsonb_array_length(failures) = 1`) == 2
 	})

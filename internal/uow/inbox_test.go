@@ -140,7 +140,7 @@ func TestSimultaneousDeliveriesTakeEffectOnce(t *testing.T) {
 // awaitLock returns when a session of the test's database waits for a lock.
 func (f fixture) awaitLock(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; <-time.After(time.Millisecond) {
 		if n := f.column(t, `select pid::text from pg_stat_activity
 			where datname = current_database() and wait_event_type = 'Lock'`); len(n) > 0 {
 			return

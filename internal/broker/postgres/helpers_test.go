@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a test waits for what must come; only a broken build uses it up.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var quiet = slog.New(slog.DiscardHandler)
 
