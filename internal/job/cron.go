@@ -15,8 +15,8 @@ type Timetable interface {
 	Next(after time.Time) time.Time
 }
 
-// Every returns a timetable with a tick each d, a second at least and whole milliseconds, counted from midnight UTC of 1 January 1970, so that all
-// processes have the same ones. It returns ErrShape.
+// Every returns a timetable with a tick each d, a second at least and whole milliseconds, counted from midnight UTC of
+// 1 January 1970, so that all processes have the same ones. It returns ErrShape.
 func Every(d time.Duration) (Timetable, error) {
 	if d < time.Second || d%time.Millisecond != 0 { // Postgres keeps microseconds
 		return nil, fmt.Errorf("%w: a schedule every %s, at least a second, in whole milliseconds", ErrShape, d)
@@ -30,7 +30,7 @@ type every time.Duration
 func (e every) Next(after time.Time) time.Time {
 	d := time.Duration(e)
 	since := after.Sub(time.Unix(0, 0))
-	return time.Unix(0, 0).Add((since/d + 1) * d).UTC()
+	return time.Unix(0, 0).Add(since - since%d + d).UTC()
 }
 
 // Cron returns the timetable of a crontab line's five fields: minute, hour, day of month, month, day of week. Each is a
@@ -118,16 +118,7 @@ func parseCronPart(part string, lowest, greatest int, names []string) (set uint6
 			return 0, fmt.Errorf("%q has no step from 1 to %d", part, greatest)
 		}
 	}
-	value := func(text string) (int, error) {
-		if i := slices.Index(names, strings.ToLower(text)); i >= 0 && text != "" {
-			return i, nil
-		}
-		n, err := strconv.Atoi(text)
-		if err != nil || n < lowest || n > greatest {
-			return 0, fmt.Errorf("%q is not from %d to %d", text, lowest, greatest)
-		}
-		return n, nil
-	}
+	value := func(text string) (int, error) { return parseCronValue(text, lowest, greatest, names) }
 	from, to := lowest, greatest
 	if span != "*" {
 		first, last, ranged := strings.Cut(span, "-")
@@ -150,6 +141,17 @@ func parseCronPart(part string, lowest, greatest int, names []string) (set uint6
 		set |= 1 << v
 	}
 	return set, nil
+}
+
+func parseCronValue(text string, lowest, greatest int, names []string) (int, error) {
+	if i := slices.Index(names, strings.ToLower(text)); i >= 0 && text != "" {
+		return i, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < lowest || n > greatest {
+		return 0, fmt.Errorf("%q is not from %d to %d", text, lowest, greatest)
+	}
+	return n, nil
 }
 
 // cronDaysMax is how far ahead the next tick may be: 29 February can be eight years away.

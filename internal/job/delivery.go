@@ -71,18 +71,18 @@ func (d *delivery) refuse(err error) {
 
 // why is the reason of the refusal: the handler's own error, which the middleware may have wrapped in one with a policy of
 // its own, or what the middleware has to say without it.
-func (d *delivery) why() (reason error, class string) {
+func (d *delivery) why() (class string, reason error) {
 	var c classer
 	if errors.As(d.refusal, &c) {
 		class = c.Class()
 	}
 	switch {
 	case d.reason != nil && (d.refusal == nil || errors.Is(d.refusal, d.reason)):
-		return d.reason, class
+		return class, d.reason
 	case d.refusal != nil:
-		return d.refusal, class
+		return class, d.refusal
 	}
-	return errNoReason, ""
+	return "", errNoReason
 }
 
 func (d *delivery) setPolicy(p Policy) {
@@ -106,7 +106,7 @@ func (d *delivery) acknowledged() outcome {
 func (d *delivery) refused() outcome {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	err, class := d.why()
+	class, err := d.why()
 	var s snooze
 	switch {
 	case errors.As(err, &s):

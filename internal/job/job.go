@@ -117,7 +117,7 @@ func New(args Args, options ...Option) (Job, error) {
 	for _, o := range options {
 		o(&j)
 	}
-	if err := j.check(); err != nil {
+	if err := check(&j); err != nil {
 		return Job{}, err
 	}
 	encoded, err := json.Marshal(args)
@@ -139,7 +139,7 @@ func New(args Args, options ...Option) (Job, error) {
 	return j, nil
 }
 
-func (j *Job) check() error {
+func check(j *Job) error {
 	switch {
 	case !isName(j.kind):
 		return fmt.Errorf("%w: a kind is named like verification-email, not %q", ErrShape, j.kind)
@@ -160,10 +160,10 @@ func (j *Job) check() error {
 			return fmt.Errorf("%w: a key of %s is not text", ErrShape, j.kind)
 		}
 	}
-	return j.checkMetadata()
+	return checkMetadata(j)
 }
 
-func (j *Job) checkMetadata() error {
+func checkMetadata(j *Job) error {
 	size := 0
 	for k, v := range j.metadata {
 		size += len(k) + len(v)

@@ -95,7 +95,7 @@ func TestEnqueueBesideAHeadThatEnds(t *testing.T) {
 		_, _, err := table.end(t.Context(), table.pool, []outcome{completed(taken)})
 		ended <- err
 	}()
-	awaitBlocked(t, table, 1)
+	awaitBlocked(t, table)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestHeadThatEndsBesideAnEnqueue(t *testing.T) {
 		}
 		receipt <- r
 	}()
-	awaitBlocked(t, table, 1)
+	awaitBlocked(t, table)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestTwoEnqueueOneNewKey(t *testing.T) {
 		}
 		receipt <- r
 	}()
-	awaitBlocked(t, table, 1)
+	awaitBlocked(t, table)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}

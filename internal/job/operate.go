@@ -288,7 +288,8 @@ const groupsMax = 1000
 func (t *Table) Dead(ctx context.Context) ([]Group, error) {
 	rows, err := t.pool.Query(ctx, `SELECT kind, coalesce(fingerprint, ''), count(*), min(finalized_at), max(finalized_at),
 			(array_agg(id ORDER BY finalized_at DESC, id))[1]
-		FROM `+t.table("jobs")+` WHERE state = 'dead' GROUP BY kind, fingerprint ORDER BY count(*) DESC, kind, fingerprint LIMIT $1`, groupsMax)
+		FROM `+t.table("jobs")+`
+		WHERE state = 'dead' GROUP BY kind, fingerprint ORDER BY count(*) DESC, kind, fingerprint LIMIT $1`, groupsMax)
 	if err != nil {
 		return nil, fmt.Errorf("look at dead jobs: %w", err)
 	}

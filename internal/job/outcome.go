@@ -61,8 +61,8 @@ func endSQL(t *Table) string {
 			lost = j.lost + (o.verdict = 'lost')::int,
 			owner = NULL, result = coalesce(o.result, j.result), fingerprint = coalesce(o.fingerprint, j.fingerprint),
 			failures = CASE WHEN o.failure IS NULL THEN j.failures
-				WHEN jsonb_array_length(j.failures) >= $9::int THEN (j.failures - 1) || (o.failure::jsonb || jsonb_build_object('attempt', j.attempt))
-				ELSE j.failures || (o.failure::jsonb || jsonb_build_object('attempt', j.attempt)) END
+				ELSE (CASE WHEN jsonb_array_length(j.failures) >= $9::int THEN j.failures - 1 ELSE j.failures END)
+					|| (o.failure::jsonb || jsonb_build_object('attempt', j.attempt)) END
 		FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[])
 			AS o (id, epoch, verdict, wait, failure, fingerprint, result)
 		WHERE j.id = o.id AND j.epoch = o.epoch AND j.state = 'running'
@@ -128,7 +128,8 @@ func (t *Table) queueEnd(batch *pgx.Batch, outcomes []outcome, all *[]ended) {
 	if len(forget) > 0 {
 		ids, epochs := idsOf(forget)
 		batch.Queue(`DELETE FROM `+t.table("jobs")+` AS j USING unnest($1::uuid[], $2::bigint[]) AS o (id, epoch)
-			WHERE j.id = o.id AND j.epoch = o.epoch AND j.state = 'running' RETURNING j.id, j.queue, 'completed'`, ids, epochs).Query(collect)
+			WHERE j.id = o.id AND j.epoch = o.epoch AND j.state = 'running'
+			RETURNING j.id, j.queue, 'completed'`, ids, epochs).Query(collect)
 	}
 	if len(keep) > 0 {
 		ids, epochs := idsOf(keep)

@@ -83,11 +83,11 @@ func (s Schedule) job(tick time.Time) (Job, error) {
 
 // tickID is a UUIDv7 whose time is the tick's and whose rest is a hash, so that a tick has one id wherever it is made.
 func tickID(name string, tick time.Time) (id uuid.UUID) {
-	ms := uint64(tick.UnixMilli()) //nolint:gosec // after 1970
+	ms := tick.UnixMilli()
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", name, tick.UnixNano()))
 	copy(id[:], sum[:])
 	for i := range 6 {
-		id[i] = byte(ms >> (40 - 8*i))
+		id[i] = byte(ms >> (40 - 8*i) & 0xff)
 	}
 	id[6] = id[6]&0x0f | 0x70
 	id[8] = id[8]&0x3f | 0x80

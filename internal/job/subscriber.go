@@ -151,7 +151,7 @@ func (s *Subscriber) fetch(stop, handling context.Context, w *worker, ready chan
 		if err != nil {
 			failures++
 			s.logger.Warn("jobs cannot be taken, will go on by itself", slog.Any("error", err))
-			sleep(stop, Policy{WaitMin: retryMin, WaitMax: s.table.config.Lease}.wait(failures))
+			sleep(stop, Policy{WaitMin: retryWait, WaitMax: s.table.config.Lease}.wait(failures))
 			continue
 		}
 		failures = 0

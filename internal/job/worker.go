@@ -178,7 +178,7 @@ func (w *worker) keepStoring(ctx context.Context) {
 		if err := w.store(ctx); err != nil {
 			failures++
 			w.table.logger.Warn("outcomes of jobs are not stored yet, will go on by itself", slog.Any("error", err))
-			sleep(ctx, Policy{WaitMin: retryMin, WaitMax: w.table.config.Lease / 2}.wait(failures))
+			sleep(ctx, Policy{WaitMin: retryWait, WaitMax: w.table.config.Lease / 2}.wait(failures))
 			continue
 		}
 		failures = 0
@@ -186,7 +186,7 @@ func (w *worker) keepStoring(ctx context.Context) {
 }
 
 const (
-	retryMin = 50 * time.Millisecond
+	retryWait = 50 * time.Millisecond
 	// storeMax bounds one statement.
 	storeMax = 1000
 	// storeTimeout bounds one attempt. It is not cut short by the end of the work: a statement that was given up on may still be
@@ -530,6 +530,10 @@ func (t *term) left() time.Duration { return time.Duration(t.until.Load()) - tim
 // extend prolongs it by an answer to what was asked at a time. Answers may come in another order than they were asked for.
 func (t *term) extend(asked time.Time) {
 	until := int64(asked.Sub(t.begun) + t.lease)
-	for old := t.until.Load(); old < until && !t.until.CompareAndSwap(old, until); old = t.until.Load() {
+	for {
+		old := t.until.Load()
+		if old >= until || t.until.CompareAndSwap(old, until) {
+			return
+		}
 	}
 }

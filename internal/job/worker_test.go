@@ -77,7 +77,7 @@ func TestTakeBesideRescue(t *testing.T) {
 	}
 	took := make(chan row, 1)
 	go func() { took <- takeOne(t, table, "w") }()
-	awaitBlocked(t, table, 1)
+	awaitBlocked(t, table)
 	outcomes, err := table.lostBy(t.Context(), tx, "w")
 	if err != nil || len(outcomes) != 1 || outcomes[0].id != first {
 		t.Fatalf("found lost %v, %v", outcomes, err)

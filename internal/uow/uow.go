@@ -70,7 +70,8 @@ type withinKey struct{}
 // When fn returns an error, panics, or its context ends before the commit, everything is rolled back; the error is
 // returned, the panic goes on. A serialization failure or a deadlock (40001, 40P01) is tried again after a short wait,
 // so fn may run several times: it loads and changes its aggregates inside, and has no effects outside of w.DB. An event
-// or a job over a limit is a *bus.LimitError or *job.LimitError, before the commit. Events stay in their recorders unless they were committed.
+// or a job over a limit is a *bus.LimitError or *job.LimitError, before the commit. Events stay in their recorders unless
+// they were committed.
 //
 // Do returns nil when the commit stands and every in-process handler succeeded, a *DispatchError when the commit stands
 // and one failed, ErrOutcomeUnknown when the connection was lost during COMMIT. Any other error means that nothing was

@@ -46,6 +46,11 @@ func TestNightlyDeletionRunsOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() {
+			if err := b.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 		programs = append(programs, b)
 	}
 	pool := programs[0].database.pool
@@ -76,10 +81,9 @@ func TestNightlyDeletionRunsOnce(t *testing.T) {
 		t.Errorf("%d jobs, %v", jobs, err)
 	}
 	stop()
-	for _, b := range programs {
+	for range programs {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		defer b.Close() //nolint:errcheck // the pool has no error
 	}
 }
