@@ -19,7 +19,7 @@ import (
 const (
 	writers      = 32
 	commitPeriod = 5 * time.Second
-	commitLeast  = 300 * time.Millisecond
+	commitLeast  = 3 * time.Second
 )
 
 // The change that every commit makes: one row with a primary key and an index.
