@@ -39,6 +39,19 @@ func ownLog(t *testing.T, config Config, consumers ...string) (*Log, *pgtest.Own
 	return openLog(t, pool, config, consumers...), server
 }
 
+// withoutAutovacuum keeps the server from taking transaction ids by itself.
+func withoutAutovacuum(t *testing.T, l *Log) {
+	t.Helper()
+	execute(t, l, `alter system set autovacuum = off`)
+	execute(t, l, `select pg_reload_conf()`)
+	eventually(t, "the end of autovacuum", func() bool {
+		var off bool
+		err := l.pool.QueryRow(t.Context(), `select not exists (select from pg_stat_activity
+			where backend_type in ('autovacuum launcher', 'autovacuum worker'))`).Scan(&off)
+		return err == nil && off
+	})
+}
+
 func openLog(t *testing.T, pool *pgxpool.Pool, config Config, consumers ...string) *Log {
 	t.Helper()
 	l, err := Open(pool, config, quiet)

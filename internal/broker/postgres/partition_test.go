@@ -200,6 +200,7 @@ func TestPartitionIsDue(t *testing.T) {
 func TestMaintenanceOfATopicAtRest(t *testing.T) {
 	t.Parallel()
 	l, _ := ownLog(t, Config{PartitionRows: 1, Retention: Retention{Age: time.Nanosecond}}, "reader")
+	withoutAutovacuum(t, l)
 	next := func() (id string) {
 		t.Helper()
 		if err := l.pool.QueryRow(t.Context(), `select pg_snapshot_xmax(pg_current_snapshot())::text`).Scan(&id); err != nil {

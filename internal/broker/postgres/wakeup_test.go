@@ -57,6 +57,7 @@ func TestPollingIsEnough(t *testing.T) {
 func TestIdleConsumerRests(t *testing.T) {
 	t.Parallel()
 	l, _ := ownLog(t, Config{Lease: time.Second, Rest: 200 * time.Millisecond, Poll: 50 * time.Millisecond}, "reader")
+	withoutAutovacuum(t, l)
 	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
 	nextID := func() (id string) {
 		if err := l.pool.QueryRow(t.Context(), `select pg_snapshot_xmax(pg_current_snapshot())::text`).Scan(&id); err != nil {

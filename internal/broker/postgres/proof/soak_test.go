@@ -356,7 +356,7 @@ func (w *world) countFaults() string {
 }
 
 // standstill is how long nothing has to happen until the test believes that nothing will.
-const standstill = 4 * lease
+const standstill = 10 * lease
 
 func (w *world) awaitHandled(committed map[string]event) {
 	w.t.Helper()
