@@ -125,7 +125,7 @@ type kill struct {
 func (c *chaos) wreak(people int) (kills int) {
 	plan := c.plan(people)
 	kills = len(plan)
-	deadline := time.After(patience)
+	deadline := time.After(patience) // of the next one
 	for len(plan) > 0 {
 		accepted, moreAccepted := c.accepted.get()
 		mails, moreMails := c.office.letters.get()
@@ -134,6 +134,7 @@ func (c *chaos) wreak(people int) (kills int) {
 			c.pause(100 * time.Millisecond) // anywhere in a request
 			plan[due].do()
 			plan = slices.Delete(plan, due, due+1)
+			deadline = time.After(patience)
 			continue
 		}
 		select {

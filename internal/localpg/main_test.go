@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/user"
@@ -196,7 +197,7 @@ var seed = sync.OnceValue(func() error {
 	return s.Close()
 })
 
-// newCluster returns the directory of a cluster whose server does not run.
+// newCluster returns the directory of a cluster whose server does not run, with a port of its own.
 func newCluster(t *testing.T) string {
 	t.Helper()
 	if err := seed(); err != nil {
@@ -206,10 +207,21 @@ func newCluster(t *testing.T) string {
 	if out, err := exec.Command("cp", "-Rp", filepath.Join(base, "seed"), dir).CombinedOutput(); err != nil {
 		t.Fatalf("copy the cluster: %v: %s", err, out)
 	}
-	if err := os.Remove(filepath.Join(dir, portFile)); err != nil {
-		t.Fatal(err)
-	}
+	givePort(t, dir)
 	return dir
+}
+
+// givePort has a cluster that does not run begin on a free port below those that systems give to outgoing connections: a
+// test may stop the server and want the port again.
+func givePort(t *testing.T, dir string) {
+	t.Helper()
+	for range 100 {
+		if port := 20000 + rand.IntN(10000); isFree(port) {
+			write(t, filepath.Join(dir, portFile), strconv.Itoa(port), 0o600)
+			return
+		}
+	}
+	t.Fatal("no free port")
 }
 
 // start starts a server, which the test may close itself.

@@ -22,6 +22,10 @@ import (
 func TestStartCreatesThenStartsThenAdopts(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	givePort(t, dir)
 	first := start(t, Options{Dir: dir})
 	wantState(t, first, Created)
 	if err := tell(t, first, "CREATE TABLE kept AS SELECT 'here' AS word"); err != nil {

@@ -205,6 +205,9 @@ func certificates(t *testing.T, names []string, ips ...net.IP) (*x509.CertPool, 
 	}
 }
 
+// scriptPatience is how long a script waits for the other side: a test whose client neither speaks nor hangs up ends.
+const scriptPatience = 30 * time.Second
+
 // script is a server for what a well-behaved one never does. Each connection is given to talk and closed after it.
 func script(t *testing.T, talk func(*conversation)) string {
 	t.Helper()
@@ -216,6 +219,9 @@ func script(t *testing.T, talk func(*conversation)) string {
 			conn, err := l.Accept()
 			if err != nil {
 				return
+			}
+			if err := conn.SetDeadline(time.Now().Add(scriptPatience)); err != nil {
+				t.Error(err)
 			}
 			talk(&conversation{conn: conn, r: bufio.NewReader(conn)})
 			_ = conn.Close()

@@ -38,14 +38,31 @@ func serve(t *testing.T, a Accounts, change ...func(*Config)) (addr string, stop
 	return listener.Addr().String(), stop
 }
 
+// patience bounds what has no limit of its own to prove, on a machine that is busy with other things.
+const patience = 30 * time.Second
+
+// dial connects. What is then waited for has to come in time.
 func dial(t *testing.T, addr string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
+	if err == nil {
+		err = conn.SetDeadline(time.Now().Add(patience))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
+}
+
+// await waits for a channel to be closed.
+func await(t *testing.T, done <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatalf("waited %v for %s", patience, what)
+	}
 }
 
 // dribble sends what it is given byte by byte, for ever the last one, until the server hangs up. It returns what the
@@ -184,7 +201,7 @@ func TestShutdownFinishesRequests(t *testing.T) {
 	conn := dial(t, addr)
 	body := `{"email":"ada@example.com"}`
 	say(t, conn, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	<-started
+	await(t, started, "the work to start")
 	stopped := make(chan error, 1)
 	go func() { stopped <- stop() }()
 	waitForRefusal(t, addr)
@@ -193,8 +210,13 @@ func TestShutdownFinishesRequests(t *testing.T) {
 	if err != nil || !strings.HasPrefix(status, "HTTP/1.1 202 ") {
 		t.Errorf("status is %q, %v", status, err)
 	}
-	if err := <-stopped; err != nil {
-		t.Errorf("serve: %v", err)
+	select {
+	case err := <-stopped:
+		if err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	case <-time.After(patience):
+		t.Errorf("the server has not stopped within %v", patience)
 	}
 }
 
@@ -226,11 +248,11 @@ func TestShutdownHasADeadline(t *testing.T) {
 	conn := dial(t, addr)
 	body := `{"email":"ada@example.com"}`
 	say(t, conn, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	<-started
+	await(t, started, "the work to start")
 	if err := stop(); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("serve: %v", err)
 	}
-	<-ended
+	await(t, ended, "the work to end")
 }
 
 func TestListenerFails(t *testing.T) {
