@@ -40,17 +40,19 @@ type fault struct {
 	to      time.Time
 }
 
-// slack is by how much a place may lag behind what was acknowledged, and how long it may take a process to notice what
-// has happened to it: a handler's time, a refused message's wait and the time between two checkpoints, and a busy
-// machine.
+// slack is how long it may take a process to notice what has happened to it, and to be done with it: a handler's time, a
+// refused message's wait, and a busy machine.
 const slack = 3 * time.Second
+
+// lag is by how much a place may lag behind what was acknowledged: the time between two checkpoints, on a busy machine.
+const lag = 1500 * time.Millisecond
 
 // explains tells that the fault is a reason for what d was to be delivered again at that time: it hit d's process while
 // d was under way, or before d can be expected to have been stored.
 func (f fault) explains(d *delivery, again time.Time) bool {
 	return (f.process == "" || f.process == d.process) &&
 		!f.from.After(again) && !d.began.After(f.to.Add(slack)) &&
-		(d.ended.IsZero() || !d.ended.Before(f.from.Add(-slack)))
+		(d.ended.IsZero() || !d.ended.Before(f.from.Add(-lag)))
 }
 
 // verdict is what the checker finds. All but repeats are faults of the log.

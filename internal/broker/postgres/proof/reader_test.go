@@ -26,7 +26,7 @@ const (
 	readerName     = "proof reader" // of its sessions
 	topic          = "user"
 
-	lease = 3 * time.Second
+	lease = 1500 * time.Millisecond
 	// refusalsEvery is how rarely a reader refuses a message once, where it does so at all.
 	refusalsEvery = 40
 )

@@ -253,7 +253,7 @@ func (w *world) holdThenKillHeirs(*rand.Rand) {
 	w.writers.pause.Lock()
 	defer w.writers.pause.Unlock()
 	w.awaitQuiet()
-	wait(slack + 250*time.Millisecond) // what was handled is stored by now
+	wait(lag + 250*time.Millisecond) // what was handled is stored by now
 	heirs := 0
 	for _, other := range slices.Clone(w.readers) {
 		if other != p && other.config.Consumer == p.config.Consumer {
