@@ -17,8 +17,12 @@ import (
 // one for the processor, of which tests that run at the same time leave little.
 const stallMax = 100 * time.Millisecond
 
+// unluckyMax is how often, in thousands of commits, whoever held a lock may have been kept from the processor meanwhile. What
+// waits for others would hold up a publisher each time.
+const unluckyMax = 2
+
 // stalls publishes to the topics over and over, on a connection each, and notes how long the longest commit took. A
-// publisher that waits for a lock longer than stallMax fails.
+// publisher that waits for a lock longer than stallMax, more often than unluckyMax, fails.
 type stalls struct {
 	longest map[string]*atomic.Int64
 }
@@ -27,7 +31,7 @@ func watchStalls(ctx context.Context, t *testing.T, l *Log, group *sync.WaitGrou
 	t.Helper()
 	s := stalls{longest: make(map[string]*atomic.Int64)}
 	for _, topic := range topics {
-		longest := &atomic.Int64{}
+		longest, waited := &atomic.Int64{}, &atomic.Int64{}
 		s.longest[topic] = longest
 		group.Go(func() {
 			err := l.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
@@ -40,7 +44,11 @@ func watchStalls(ctx context.Context, t *testing.T, l *Log, group *sync.WaitGrou
 						return err
 					}
 					begun := time.Now()
-					if err := c.SendBatch(context.WithoutCancel(ctx), batch).Close(); err != nil {
+					err := c.SendBatch(context.WithoutCancel(ctx), batch).Close()
+					if hasCode(err, codeLockNotAvailable) && waited.Add(1) <= unluckyMax {
+						continue
+					}
+					if err != nil {
 						return err
 					}
 					longest.Store(max(longest.Load(), int64(time.Since(begun))))
