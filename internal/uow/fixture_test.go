@@ -120,12 +120,15 @@ func (f fixture) column(t *testing.T, query string) (values []string) {
 }
 
 // proxy stands between a pool and Postgres. Once it is told to swallow, the client's bytes still arrive and the server's
-// answers do not. Once it is told to hang up, it does at the server's next answer.
+// answers do not. Once it is told to hang up, it does at the server's next answer. It counts the
+// client's flights: what is sent before an answer is waited for.
 type proxy struct {
 	listener net.Listener
 	target   string
 	swallow  atomic.Bool
 	hangUp   atomic.Bool
+	flights  atomic.Int32
+	muffled  atomic.Int32 // the flight from which on it swallows
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -163,7 +166,7 @@ func (p *proxy) accept() {
 		p.mu.Lock()
 		p.conns = append(p.conns, client, server)
 		p.mu.Unlock()
-		p.pumps.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
+		p.pumps.Go(func() { _, _ = io.Copy(tap{server, p}, client); _ = server.Close() })
 		p.pumps.Go(func() { _, _ = io.Copy(valve{client, p}, server); _ = client.Close() })
 	}
 }
@@ -176,6 +179,19 @@ func (p *proxy) cut() {
 		_ = c.Close()
 	}
 	p.conns = nil
+}
+
+// tap counts the client's flights.
+type tap struct {
+	to net.Conn
+	of *proxy
+}
+
+func (t tap) Write(p []byte) (int, error) {
+	if t.of.flights.Add(1) == t.of.muffled.Load() {
+		t.of.swallow.Store(true)
+	}
+	return t.to.Write(p)
 }
 
 type valve struct {

@@ -249,6 +249,9 @@ func (m *Manager) queueJobs(batch *pgx.Batch, w *Work) (queues []string, err err
 
 // send carries out the batch, whose last statement is COMMIT, and tells the three outcomes apart.
 func send(ctx context.Context, conn *pgx.Conn, batch *pgx.Batch) error {
+	if conn.IsClosed() {
+		return fmt.Errorf("commit: %w", pgconn.ErrConnClosed)
+	}
 	results := conn.SendBatch(ctx, batch)
 	var tag pgconn.CommandTag
 	var err error
@@ -275,7 +278,8 @@ func send(ctx context.Context, conn *pgx.Conn, batch *pgx.Batch) error {
 
 // surelyNotCommitted is true for an error that Postgres reported for a statement before COMMIT, or for COMMIT itself if
 // the session goes on after it, and for one that came before COMMIT was sent. A FATAL error of COMMIT, such as a shutdown
-// while it waits for a standby, may follow a commit that stands.
+// while it waits for a standby, may follow a commit that stands. So may a closed connection, which pgx calls safe to retry:
+// it was open, and in some modes that is how pgx tells of one that was lost since.
 func surelyNotCommitted(err error, ofCommit bool) bool {
 	// On a connection that does not know the statements yet pgx has them parsed first, in a round trip of its own. Until
 	// that is answered it sends none to be carried out.
@@ -287,7 +291,7 @@ func surelyNotCommitted(err error, ofCommit bool) bool {
 	if errors.As(err, &pg) {
 		return !ofCommit || pg.SeverityUnlocalized == "ERROR"
 	}
-	return pgconn.SafeToRetry(err)
+	return pgconn.SafeToRetry(err) && !errors.Is(err, pgconn.ErrConnClosed)
 }
 
 // wantsRetry is true for what Postgres asks to try again: serialization_failure and deadlock_detected.

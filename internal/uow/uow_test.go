@@ -9,14 +9,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"postbus/internal/bus"
 	"postbus/internal/domain"
-	"postbus/internal/pgtest"
 	"postbus/internal/uow"
-
-	"postbus/internal/broker/postgres"
 )
 
 func TestCommitStoresRowsAndEventsInRecordingOrder(t *testing.T) {
@@ -322,78 +318,6 @@ func TestHandlersRunAfterTheCommit(t *testing.T) {
 	}
 	if !strings.Contains(f.logs.String(), "handler=ring") {
 		t.Errorf("the failure was not logged: %s", f.logs)
-	}
-}
-
-// TestLostAnswerToCommitIsUnknown: the commit stands, the answer never comes, and Do claims neither.
-func TestLostAnswerToCommitIsUnknown(t *testing.T) {
-	t.Parallel()
-	address := pgtest.URL(t, postgres.Migrations(postgres.DefaultSchema))
-	watcher := newFixtureOn(t, pgtest.Open(t, address))
-	p := newProxy(t, hostOf(t, address))
-	f := newFixtureOn(t, pgtest.Open(t, p.through(t, address)+"&pool_max_conns=1"))
-	dispatched := false
-	if err := bus.Register(f.bus, "watch", func(_ context.Context, e opened) error { dispatched = e.ID == "lost"; return nil }); err != nil {
-		t.Fatal(err)
-	}
-	open := func(id string, last func()) error {
-		return f.Do(t.Context(), func(ctx context.Context, w *uow.Work) error {
-			d := &door{}
-			d.recorder.Record(opened{ID: id})
-			w.Track(d)
-			defer last()
-			return insert(ctx, w, id)
-		})
-	}
-	if err := open("first", func() {}); err != nil { // has the statements prepared
-		t.Fatal(err)
-	}
-	go func() {
-		deadline := time.Now().Add(10 * time.Second)
-		for time.Now().Before(deadline) {
-			var n int
-			if err := watcher.pool.QueryRow(context.Background(), `select count(*) from doors`).Scan(&n); err != nil || n == 2 {
-				break
-			}
-		}
-		p.cut()
-	}()
-	err := open("lost", func() { p.swallow.Store(true) })
-	if !errors.Is(err, uow.ErrOutcomeUnknown) {
-		t.Errorf("Do returned %v", err)
-	}
-	if doors, events := watcher.stored(t); len(doors) != 2 || len(events) != 2 {
-		t.Errorf("the commit that was to stand left %q and %q", doors, events)
-	}
-	if dispatched {
-		t.Error("an event of unknown outcome was dispatched")
-	}
-}
-
-// TestConnectionLostWhilePreparingIsNotUnknown: on a connection that has committed nothing yet the statements are parsed
-// before any is sent to be carried out, COMMIT among them.
-func TestConnectionLostWhilePreparingIsNotUnknown(t *testing.T) {
-	t.Parallel()
-	address := pgtest.URL(t, postgres.Migrations(postgres.DefaultSchema))
-	watcher := newFixtureOn(t, pgtest.Open(t, address))
-	for name, events := range map[string]int{"with an event": 1, "COMMIT alone": 0} {
-		p := newProxy(t, hostOf(t, address))
-		f := newFixtureOn(t, pgtest.Open(t, p.through(t, address)+"&pool_max_conns=1"))
-		err := f.Do(t.Context(), func(ctx context.Context, w *uow.Work) error {
-			d := &door{}
-			for range events {
-				d.recorder.Record(opened{ID: "x"})
-			}
-			w.Track(d)
-			defer p.hangUp.Store(true)
-			return insert(ctx, w, "x")
-		})
-		if err == nil || errors.Is(err, uow.ErrOutcomeUnknown) {
-			t.Errorf("%s: Do returned %v", name, err)
-		}
-	}
-	if doors, events := watcher.stored(t); len(doors) != 0 || len(events) != 0 {
-		t.Errorf("what was not committed left %q and %q", doors, events)
 	}
 }
 
