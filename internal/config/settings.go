@@ -158,7 +158,8 @@ func ofRun() []Setting {
 		},
 		{
 			Flag: "list", Group: "This run", programs: []string{Consumer}, set: setList,
-			Meaning: "List the consumers, with topic, event types and where each stands, and end.",
+			Meaning: "List the consumers, with topic, event types, where each stands and which processes run it, and end. " +
+				"One that has had nothing to do for 10 s is resting; - is nobody.",
 		},
 		{
 			Flag: "move", Value: "NAME", Group: "This run", programs: []string{Consumer}, set: setMove,

@@ -48,7 +48,7 @@ func openDatabase(ctx context.Context, c config.Config, say func(string)) (*data
 		d.private = private
 		address = private.URL()
 	}
-	if err := d.connect(ctx, address, say); err != nil {
+	if err := d.connect(ctx, address, sessionName(c), say); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
@@ -62,7 +62,7 @@ func startPrivate(ctx context.Context, c config.Config, say func(string)) (*loca
 	return localpg.Start(ctx, localpg.Options{Dir: filepath.Join(c.DataDir, "postgres"), Search: &search, Progress: say})
 }
 
-func (d *database) connect(ctx context.Context, address string, say func(string)) error {
+func (d *database) connect(ctx context.Context, address, name string, say func(string)) error {
 	settings, err := pgxpool.ParseConfig(address)
 	if err != nil {
 		return errors.New("DATABASE_URL is not a Postgres URL") // its own text may quote the password
@@ -74,7 +74,7 @@ func (d *database) connect(ctx context.Context, address string, say func(string)
 		settings.ConnConfig.ConnectTimeout = connectTimeout
 	}
 	if settings.ConnConfig.RuntimeParams["application_name"] == "" {
-		settings.ConnConfig.RuntimeParams["application_name"] = "postbus"
+		settings.ConnConfig.RuntimeParams["application_name"] = name
 	}
 	if d.private != nil {
 		d.follow(settings)

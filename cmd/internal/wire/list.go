@@ -24,8 +24,9 @@ import (
 
 var errNothingSetUp = errors.New("nothing was set up yet; start the app first")
 
-// List prints the consumers: topic, where each stands, which process is at it, and the event types it takes. It only
-// reads: neither a table nor a consumer's place is made, and no private Postgres where there was none.
+// List prints the consumers: topic, where each stands, which process is at it, or would be if there was anything to do,
+// and the event types it takes. It only reads: neither a table nor a consumer's place is made, and no private Postgres
+// where there was none.
 func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, say func(string)) (err error) {
 	if c.DatabaseURL == "" && !inUse(c.DataDir) {
 		return errNothingSetUp
@@ -43,6 +44,10 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 	if err != nil {
 		return err
 	}
+	connected, err := sessions(ctx, d.pool)
+	if err != nil {
+		return err
+	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tPARKED\tDEAD\tRUNS IN\tEVENT TYPES") // errors come up at Flush
 	for _, c := range all {
@@ -53,7 +58,7 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 		if err != nil {
 			return err
 		}
-		writeRow(table, c, status, known)
+		writeRow(table, c, status, known, resting(connected, c.Name()))
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print consumers: %w", err)
@@ -72,7 +77,7 @@ func isMissing(err error) bool {
 	return errors.As(err, &pg) && pg.Code == stateUndefinedTable
 }
 
-func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bool) {
+func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bool, resting []string) {
 	count, oldest, owner := "new", "-", "-"
 	if known {
 		count = waiting(status)
@@ -80,8 +85,11 @@ func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bo
 	if status.Waiting > 0 {
 		oldest = status.Oldest.Round(time.Second).String()
 	}
-	if len(status.Owners) > 0 {
+	switch {
+	case len(status.Owners) > 0:
 		owner = owners(status.Owners)
+	case len(resting) > 0:
+		owner = strings.Join(resting, ", ") + ", resting"
 	}
 	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
 		c.Name(), c.Topic(), count, oldest, status.Parked, status.Dead, owner, strings.Join(c.Types(), ", "))
