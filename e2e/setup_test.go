@@ -116,23 +116,37 @@ func TestPostgresThatAllowsTooLittle(t *testing.T) {
 	p.stop(os.Interrupt)
 }
 
-func TestDataDirThatIsAFile(t *testing.T) {
+// TestDataDirThatCannotBe has a file in its place, whose name looks like a token, and a place where nothing can be made.
+func TestDataDirThatCannotBe(t *testing.T) {
 	parallel(t)
-	file := filepath.Join(pgtest.Dir(t), "file")
+	file := filepath.Join(pgtest.Dir(t), "Some_Long_Directory_Name_With_Capitals_2026")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, env := range map[string]settings{
-		"first run":  {},
-		"own secret": {"SECRET_KEY": secretKey},
-		"own mail":   {"SECRET_KEY": secretKey, "SMTP_URL": "smtp://127.0.0.1:1"},
-	} {
-		env["POSTBUS_DATA_DIR"], env["HTTP_ADDR"] = file, "127.0.0.1:"+freePort(t)
-		p := start(t, app, env)
-		p.exits(1)
-		if want := "postbus app: POSTBUS_DATA_DIR, which is " + file + ", is not a directory; set it to one: "; !strings.HasPrefix(
-			p.err.String(), want) {
-			t.Errorf("%s: the app says\n%s\nwant\n%s…", name, p.err.String(), want)
+	problems := map[string]string{file: "is not a directory; set it to one: "}
+	if _, err := os.Stat("/proc/self"); err == nil {
+		problems["/proc/postbus"] = "cannot be made; set it to a directory on a disk: "
+	}
+	list := start(t, consumer, settings{"POSTBUS_DATA_DIR": file}, "--list")
+	list.exits(1)
+	if want := "postbus consumer: POSTBUS_DATA_DIR, which is " + file + ", is not a directory"; !strings.HasPrefix(list.err.String(), want) {
+		t.Errorf("%s says\n%s\nwant\n%s…", list, list.err.String(), want)
+	}
+	for dir, problem := range problems {
+		for name, env := range map[string]settings{
+			"first run":  {},
+			"own secret": {"SECRET_KEY": secretKey},
+			"own mail":   {"SECRET_KEY": secretKey, "SMTP_URL": "smtp://127.0.0.1:1"},
+		} {
+			for _, program := range []string{app, consumer} {
+				env["POSTBUS_DATA_DIR"], env["HTTP_ADDR"] = dir, "127.0.0.1:"+freePort(t)
+				p := start(t, program, env)
+				p.exits(1)
+				if want := "postbus " + program + ": POSTBUS_DATA_DIR, which is " + dir + ", " + problem; !strings.HasPrefix(
+					p.err.String(), want) || strings.Count(p.err.String(), "\n") != 1 {
+					t.Errorf("%s: it says\n%s\nwant\n%s…", name, p.err.String(), want)
+				}
+			}
 		}
 	}
 }

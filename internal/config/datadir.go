@@ -20,6 +20,7 @@ const (
 // ExplainDataDir puts an error of using the data directory into a sentence that says what to do, where it is one that a
 // person can mend. It returns other errors, and nil, as they are.
 func ExplainDataDir(dir string, err error) error {
+	var ofPath *fs.PathError
 	switch {
 	case errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("POSTBUS_DATA_DIR, which is %s, is not a directory; set it to one: %w", dir, err)
@@ -28,17 +29,27 @@ func ExplainDataDir(dir string, err error) error {
 			dir, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL):
 		return fmt.Errorf("POSTBUS_DATA_DIR, which is %s, cannot be made; set it to a directory on a disk: %w", dir, err)
+	case errors.As(err, &ofPath):
+		return fmt.Errorf("POSTBUS_DATA_DIR, which is %s, cannot be used; set it to another: %w", dir, err)
 	}
 	return err
+}
+
+// MakeDataDir makes dir where it is missing.
+func MakeDataDir(dir string) error {
+	if err := os.MkdirAll(dir, dataDirMode); err != nil {
+		return ExplainDataDir(dir, fmt.Errorf("make data directory: %w", err))
+	}
+	return nil
 }
 
 // KeepPublicURL notes in dir where the app is, for consumers that were not told. dir is made where missing. A reader
 // finds the old URL or the new one, never a half.
 func KeepPublicURL(dir, publicURL string) (err error) {
-	defer func() { err = ExplainDataDir(dir, err) }()
-	if err := os.MkdirAll(dir, dataDirMode); err != nil {
-		return fmt.Errorf("make data directory: %w", err)
+	if err := MakeDataDir(dir); err != nil {
+		return err
 	}
+	defer func() { err = ExplainDataDir(dir, err) }()
 	temp, err := os.CreateTemp(dir, publicURLFile+".*") // with mode 0600
 	if err != nil {
 		return fmt.Errorf("keep public URL: %w", err)

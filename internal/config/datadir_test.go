@@ -2,7 +2,9 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +32,18 @@ func TestDataDirThatIsNotForWriting(t *testing.T) {
 	for _, cause := range []error{syscall.EACCES, syscall.EPERM, syscall.EROFS} {
 		err := ExplainDataDir("/data", &os.PathError{Op: "mkdir", Path: "/data", Err: cause})
 		if !strings.HasPrefix(err.Error(), "POSTBUS_DATA_DIR, which is /data, cannot be used by this user") || !errors.Is(err, cause) {
+			t.Errorf("%v: %v", cause, err)
+		}
+	}
+	missing := &os.PathError{Op: "mkdir", Path: "/proc/data", Err: syscall.ENOENT}
+	if err := ExplainDataDir("/proc/data", missing); !strings.HasPrefix(err.Error(),
+		"POSTBUS_DATA_DIR, which is /proc/data, cannot be made; set it to a directory on a disk: ") || !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	for _, cause := range []error{syscall.ENAMETOOLONG, syscall.ENOSPC, syscall.ELOOP} {
+		err := ExplainDataDir("/data", fmt.Errorf("make it: %w", &os.PathError{Op: "mkdir", Path: "/data", Err: cause}))
+		if !strings.HasPrefix(err.Error(), "POSTBUS_DATA_DIR, which is /data, cannot be used; set it to another: make it: ") ||
+			!errors.Is(err, cause) {
 			t.Errorf("%v: %v", cause, err)
 		}
 	}

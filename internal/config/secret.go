@@ -28,8 +28,8 @@ func LoadOrCreateSecret(dir string) ([]byte, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, ExplainDataDir(dir, err)
 	}
-	if err := os.MkdirAll(dir, dataDirMode); err != nil {
-		return nil, ExplainDataDir(dir, fmt.Errorf("make data directory: %w", err))
+	if err := MakeDataDir(dir); err != nil {
+		return nil, err
 	}
 	if err := createSecret(dir, path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, ExplainDataDir(dir, fmt.Errorf("keep secret key: %w", err))

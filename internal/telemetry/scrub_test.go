@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -164,4 +166,33 @@ func FuzzScrub(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A person at the terminal has to be able to read which file it is about; the rest is hidden as in a log line.
+func TestSentence(t *testing.T) {
+	const dir = "/tmp/f/Some_Long_Directory_Name_With_Capitals_2026"
+	open := func(path string) error { return &fs.PathError{Op: "open", Path: path, Err: fs.ErrPermission} }
+	for name, tt := range map[string]struct {
+		err   error
+		paths []string
+		want  string
+	}{
+		"path of the error": {open(dir + "/" + token), nil, "open " + dir + "/" + token + ": permission denied"},
+		"link":              {&os.LinkError{Op: "rename", Old: dir, New: dir + "2", Err: fs.ErrExist}, nil, "rename " + dir + " " + dir + "2: file already exists"},
+		"path that is said": {errors.New("POSTBUS_DATA_DIR, which is " + dir + ", is not a directory"), []string{dir}, "POSTBUS_DATA_DIR, which is " + dir + ", is not a directory"},
+		"below it":          {errors.New("look into " + dir + "/postgres: no"), []string{dir}, "look into " + dir + "/postgres: no"},
+		"at sign":           {open("/home/ada@example.org/x"), nil, "open /home/ada@example.org/x: permission denied"},
+		"control":           {open("/a\x1b[31m\nb"), nil, "open /a[31m b: permission denied"},
+		"secrets beside":    {fmt.Errorf("send %s to bob@example.org: %w", token, open(dir)), nil, "send [token] to [address]: open " + dir + ": permission denied"},
+		"short path":        {fmt.Errorf("token %s: %w", token, open(token[5:9])), []string{token[:5], "."}, "token [token]: open " + token[5:9] + ": permission denied"},
+		"a URL's path":      {fmt.Errorf("get http://u:geheim@h%s?x: %w", dir, open(dir)), nil, "get http://h/tmp/f/[token]?[redacted] open " + dir + ": permission denied"},
+		"postgres":          {errors.Join(&pgconn.PgError{Severity: "ERROR", Code: "23505", Message: "bob"}, open(dir)), nil, "SQLSTATE 23505; open " + dir + ": permission denied"},
+		"forged mark":       {errors.New("\ue000 \ue001 \uf8ff"), []string{dir}, "  "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := Sentence(tt.err, tt.paths...); got != tt.want {
+				t.Errorf("got  %q\nwant %q", got, tt.want)
+			}
+		})
+	}
 }

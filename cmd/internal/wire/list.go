@@ -28,8 +28,10 @@ var errNothingSetUp = errors.New("nothing was set up yet; start the app first")
 // and the event types it takes. It only reads: neither a table nor a consumer's place is made, and no private Postgres
 // where there was none.
 func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, say func(string)) (err error) {
-	if c.DatabaseURL == "" && !inUse(c.DataDir) {
-		return errNothingSetUp
+	if c.DatabaseURL == "" {
+		if err := checkUse(c.DataDir); err != nil {
+			return err
+		}
 	}
 	all, err := consumers(new(account.Notifier)) // which handles nothing here
 	if err != nil {
@@ -66,10 +68,16 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 	return nil
 }
 
-// inUse tells whether a program has kept anything in the data directory.
-func inUse(dir string) bool {
+// checkUse returns errNothingSetUp where no program has kept anything in the data directory.
+func checkUse(dir string) error {
 	entries, err := os.ReadDir(dir)
-	return err != nil && !errors.Is(err, fs.ErrNotExist) || len(entries) > 0 // what cannot be read is explained later
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(entries) == 0:
+		return errNothingSetUp
+	case err != nil:
+		return config.ExplainDataDir(dir, fmt.Errorf("read data directory: %w", err))
+	}
+	return nil
 }
 
 func isMissing(err error) bool {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -58,8 +59,17 @@ func Run(program string, run func(ctx context.Context, c config.Config, logger *
 	if err == nil || (ctx.Err() != nil && errors.Is(err, context.Canceled)) {
 		return exitOK
 	}
-	tell(program, telemetry.ErrorText(err))
+	tell(program, telemetry.Sentence(err, dataDirs(c)...))
 	return exitFailed
+}
+
+// dataDirs are the ways in which an error may name the data directory.
+func dataDirs(c config.Config) []string {
+	dirs := []string{c.DataDir}
+	if abs, err := filepath.Abs(c.DataDir); err == nil {
+		dirs = append(dirs, abs)
+	}
+	return dirs
 }
 
 // load reads the settings and checks what they leave to others to check, before anything is made.

@@ -110,6 +110,9 @@ func (b *Backbone) agree(c config.Config) error {
 	if c.Program == config.App {
 		return config.KeepPublicURL(c.DataDir, c.PublicURL)
 	}
+	if err := config.MakeDataDir(c.DataDir); err != nil {
+		return err
+	}
 	if kept := config.KeptPublicURL(c.DataDir); c.PublicURLGuessed && kept != "" {
 		b.PublicURL = kept
 	}
