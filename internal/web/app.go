@@ -162,11 +162,23 @@ func (a *App) guard(h handlerFunc, again func(http.ResponseWriter, *http.Request
 			}
 		}
 		if wait := a.posts.allow(network(a.clientIP(r)), time.Now()); wait > 0 {
-			return withForm(&problem{
-				status: http.StatusTooManyRequests, code: "too_many_requests", retryAfter: wait,
-				message: fmt.Sprintf("Too many requests came from your network. Please wait %d seconds and try again.", seconds(wait)),
-			}, again(w, r))
+			no := tooMany(wait)
+			if wantsJSON(r) {
+				return no // and reads nothing
+			}
+			return withForm(no, again(w, r))
 		}
 		return h(w, r)
+	}
+}
+
+func tooMany(wait time.Duration) *problem {
+	pause := "1 second"
+	if n := seconds(wait); n > 1 {
+		pause = fmt.Sprintf("%d seconds", n)
+	}
+	return &problem{
+		status: http.StatusTooManyRequests, code: "too_many_requests", retryAfter: wait,
+		message: "Too many requests came from your network. Please wait " + pause + " and try again.",
 	}
 }

@@ -1,7 +1,9 @@
 package web
 
 import (
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -54,6 +56,67 @@ func TestLimitByClient(t *testing.T) {
 		wantStatus(t, posts[0].do(h), http.StatusUnprocessableEntity)
 		wantStatus(t, posts[0].do(h), http.StatusTooManyRequests)
 	})
+}
+
+// TestLimitKeepsWhatWasTyped: a person who is told to wait can send the same form again, from the page that says so.
+func TestLimitKeepsWhatWasTyped(t *testing.T) {
+	token := strings.Repeat("A", 43)
+	for name, tt := range map[string]struct {
+		request request
+		page    []string
+	}{
+		"sign-up": {postForm("/users", "email=ada%40example.com"), []string{
+			`<form method="post" action="/users">`, `value="ada@example.com"`, "Open your postbus",
+		}},
+		"markup": {postForm("/users", "email=%22%3E%3Cscript%3E"), []string{`value="&#34;&gt;&lt;script&gt;"`}},
+		"resend": {postForm("/verify/resend", "email=ada%40example.com"), []string{
+			`<form method="post" action="/verify/resend">`, `value="ada@example.com"`, "Get a new email",
+		}},
+		"confirmation": {postForm("/verify", "token="+token), []string{
+			`<form method="post" action="/verify">`, `name="token" value="` + token + `"`, "Confirm your email address",
+		}},
+		"no token":        {postForm("/verify", "token=x"), []string{"A little slower, please"}},
+		"another field":   {postForm("/users", "name=ada"), []string{`<form method="post" action="/users">`, `value=""`}},
+		"too much of it":  {postForm("/users", "email="+strings.Repeat("x", bodyBytesMax)), []string{`<form method="post" action="/users">`, `value=""`}},
+		"not of our form": {postForm("/users", "email=%ff"), []string{`<form method="post" action="/users">`, `value=""`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &accounts{}
+				h := newApp(t, f, func(c *Config) { c.RateBurst, c.RateInterval = 1, 1500*time.Millisecond }).Handler()
+				wantStatus(t, postForm("/users", "email=x").do(h), http.StatusUnprocessableEntity)
+				<-time.After(time.Second)
+				w := tt.request.do(h)
+				wantStatus(t, w, http.StatusTooManyRequests)
+				wantPage(t, w, append(tt.page, "Please wait 1 second and try again.")...)
+				if got := w.Header().Get("Retry-After"); got != "1" || f.called() != "" {
+					t.Errorf("Retry-After is %q, called %q", got, f.called())
+				}
+			})
+		})
+	}
+}
+
+// unread is a body that must not be read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body was read")
+	return 0, io.EOF
+}
+
+// TestLimitReadsNothingOfAProgram: it needs no form, and what it sends can wait for its turn.
+func TestLimitReadsNothingOfAProgram(t *testing.T) {
+	h := newApp(t, &accounts{}, func(c *Config) { c.RateBurst = 1 }).Handler()
+	wantStatus(t, postJSON("/users", "{}").do(h), http.StatusBadRequest)
+	for _, path := range []string{"/users", "/verify", "/verify/resend"} {
+		r := httptest.NewRequest(http.MethodPost, path, unread{t})
+		r.RemoteAddr = "127.0.0.1:4000"
+		r.Header.Set("Content-Type", typeJSON)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		wantStatus(t, w, http.StatusTooManyRequests)
+	}
 }
 
 func TestLimitIsPerHouseholdOnIPv6(t *testing.T) {
