@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"postbus/internal/pgtest"
 )
 
 // TestStopUnderLoad sends SIGTERM to the app while requests wait for the database. Each of them gets its answer, and the
@@ -184,4 +187,38 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	if strings.Contains(p.err.String(), "goroutine ") {
 		t.Errorf("%s shows its stack", p)
 	}
+}
+
+// TestReaderGoesFirst has the reader of the output end, such as tee, before the app, which goes on and writes to it.
+func TestReaderGoesFirst(t *testing.T) {
+	parallel(t)
+	s := newSite(t)
+	pipe := filepath.Join(pgtest.Dir(t), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := s.start("/bin/sh", nil, "-c", `exec "$0" >"$1" 2>&1`, filepath.Join(binaries, app), pipe)
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0) // waits for nobody
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if err := reader.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(reader); lines.Text() != "  stop       Ctrl-C"; {
+		if !lines.Scan() {
+			t.Fatalf("the app does not start: %v", lines.Err())
+		}
+	}
+	postgres := s.postgresPID()
+	if err := reader.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if a := s.get("/healthz"); a.status != http.StatusOK { // which is logged
+		t.Errorf("/healthz answers %v", a)
+	}
+	s.signUp(anna)
+	p.stop(os.Interrupt)
+	s.wantNoPostgres(postgres)
 }

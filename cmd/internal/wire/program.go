@@ -41,6 +41,8 @@ func Run(program string, run func(ctx context.Context, c config.Config, logger *
 		tell(program, err.Error()) // composed without values
 		return exitRefused
 	}
+	// What reads the output may end first, by the same Ctrl-C for one. Caught, a broken pipe is an error of writing, no more.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
 		signals = append(signals, syscall.SIGHUP)
@@ -48,8 +50,6 @@ func Run(program string, run func(ctx context.Context, c config.Config, logger *
 	ctx, restore := signal.NotifyContext(context.Background(), signals...)
 	defer restore()
 	defer context.AfterFunc(ctx, func() {
-		// What reads the output may have got the same signal. Caught, a broken pipe is an error of writing, no more.
-		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		time.AfterFunc(secondAfter, restore) // from then on a signal has its usual effect
 		if !c.Psql {
 			tell(program, stopping(c))
