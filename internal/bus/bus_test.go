@@ -65,6 +65,24 @@ func TestNoHandlerIsNoError(t *testing.T) {
 	must(t, b.Publish(t.Context(), planted{}))
 }
 
+// TestClearHandlersBetweenTests has two tests share a bus, one after the other: the second finds nothing of the first, and
+// may use its names.
+func TestClearHandlersBetweenTests(t *testing.T) {
+	t.Parallel()
+	b := bus.New(slog.New(slog.DiscardHandler))
+	var calls []string
+	for _, test := range []string{"first", "second"} {
+		must(t, bus.Register(b, "a", func(context.Context, planted) error { calls = append(calls, test+" a"); return nil }))
+		must(t, bus.Register(b, "b", func(context.Context, felled) error { calls = append(calls, test+" b"); return nil }))
+		must(t, b.PublishAll(t.Context(), []domain.Event{planted{}, felled{}}))
+		b.ClearHandlers()
+		must(t, b.PublishAll(t.Context(), []domain.Event{planted{}, felled{}}))
+	}
+	if want := []string{"first a", "first b", "second a", "second b"}; !slices.Equal(calls, want) {
+		t.Errorf("called %q, want %q", calls, want)
+	}
+}
+
 func TestFirstFailureIsLoggedReturnedAndTheLast(t *testing.T) {
 	t.Parallel()
 	refusal := errors.New("no water")
