@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 )
@@ -126,12 +127,54 @@ func TestJobsTakenAheadDoNotWaitForALongOne(t *testing.T) {
 	}
 	o.await(t, 51)
 	idle := work(t, openTable(t, table.pool, Config{}), 1, handle)
+	let := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(let)
 	idle.await(t, 20)
-	close(release)
+	let()
 	for _, j := range jobs {
 		awaitState(t, table, j.ID(), StateCompleted)
 	}
 	if n := value[int](t, table.pool, `select max(attempt) from postbus.jobs`); n != 1 {
 		t.Errorf("going back cost an attempt: %d", n)
+	}
+}
+
+// TestDeadlockOfAnOperatorIsTriedAgain: Cancel holds the key and waits for the job, somebody holds the job and waits for the
+// key. Postgres breaks Cancel off, which waited first, and it is carried out all the same.
+func TestDeadlockOfAnOperatorIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	id := enqueue(t, table, "x", LockKey("k"))
+	tx, err := table.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), `set local deadlock_timeout = '1min'`); err != nil { // Cancel is to find the deadlock
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `update postbus.jobs set progress = '1' where id = $1`, id); err != nil {
+		t.Fatal(err)
+	}
+	cancelled := make(chan error, 1)
+	go func() {
+		s, err := table.Cancel(t.Context(), id, "anna")
+		if err == nil && s != StateCancelled {
+			err = fmt.Errorf("it is %s", s)
+		}
+		cancelled <- err
+	}()
+	awaitBlocked(t, table)
+	if _, err := tx.Exec(t.Context(), table.sql.lockKeys, []string{"k"}, []int64{0}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-cancelled; err != nil {
+		t.Errorf("Cancel returned %v", err)
+	}
+	if status, err := table.Get(t.Context(), id); err != nil || len(status.Notes) != 1 {
+		t.Errorf("it is known as %+v, %v", status, err)
 	}
 }
