@@ -46,6 +46,7 @@ type entry struct {
 	begin  place // of its window, on the common track
 	done   bool
 
+	parked   bool  // and stored in its line
 	attempts int   // that failed, of one that was taken from a line; its track is nil
 	reason   error // of the refusal, which Refuse was told
 }
@@ -181,7 +182,7 @@ func (d *delivery) advance(t *track) {
 // goAhead notes an entry that is done while its share's place stays behind.
 func (d *delivery) goAhead(e *entry) {
 	s := e.share
-	if s.ahead[e.position] || s.leaving || d.shares[s.number] != s {
+	if (s.ahead[e.position] && !e.parked) || s.leaving || d.shares[s.number] != s {
 		return
 	}
 	s.ahead[e.position] = true

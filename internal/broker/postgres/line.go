@@ -170,8 +170,10 @@ func (d *delivery) changed(done []change, held map[int16]bool) (lost int) {
 func (d *delivery) closeParked(e *entry) {
 	if s := e.share; s.leaving {
 		s.handled = append(s.handled, e.position)
+	} else if len(e.track.open) > 0 && e.track.open[0] != e {
+		s.ahead[e.position] = true // until the place has passed it; the table says the same
 	}
-	e.done = true
+	e.done, e.parked = true, true
 	d.advance(e.track)
 }
 
@@ -306,17 +308,28 @@ func (s *Subscriber) storeChanges(ctx context.Context, d *delivery) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
 	for {
-		changes := d.takeChanges()
-		if len(changes) == 0 {
-			return nil
-		}
-		held, err := s.log.park(ctx, s.consumer, s.owner, changes)
-		if err != nil {
+		n, err := s.storeSome(ctx, d)
+		if err != nil || n == 0 {
 			return err
 		}
-		s.tellDead(changes)
-		s.reportLost(d.changed(changes, held))
 	}
+}
+
+// storeSome stores the changes that are next, and returns how many there were.
+func (s *Subscriber) storeSome(ctx context.Context, d *delivery) (int, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	changes := d.takeChanges()
+	if len(changes) == 0 {
+		return 0, nil
+	}
+	held, err := s.log.park(ctx, s.consumer, s.owner, changes)
+	if err != nil {
+		return 0, err
+	}
+	s.tellDead(changes)
+	s.reportLost(d.changed(changes, held))
+	return len(changes), nil
 }
 
 func (s *Subscriber) tellDead(changes []change) {

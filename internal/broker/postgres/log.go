@@ -234,10 +234,16 @@ func (l *Log) provisionConsumer(ctx context.Context, tx pgx.Tx, s Subscription) 
 }
 
 // change runs fn in a transaction whose statements each see what others have committed before, whatever the database's
-// default is: after waiting for a lock that is what matters.
+// default is: after waiting for a lock that is what matters. A process that is paused in it loses it, and its locks, after
+// a lease.
 func (l *Log) change(ctx context.Context, fn func(pgx.Tx) error) error {
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}
-	return pgx.BeginTxFunc(ctx, l.pool, options, fn)
+	return pgx.BeginTxFunc(ctx, l.pool, options, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, setLocal("idle_in_transaction_session_timeout", l.config.Lease)); err != nil {
+			return err
+		}
+		return fn(tx)
+	})
 }
 
 // Subscriber returns the subscriber of one consumer. Each call makes a new one; the caller closes it.

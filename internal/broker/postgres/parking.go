@@ -119,6 +119,7 @@ func (l *Log) park(ctx context.Context, consumer, owner string, changes []change
 		}
 		batch := &pgx.Batch{}
 		var lines []uuid.UUID
+		passed := make(map[int16][]int64)
 		for _, c := range changes {
 			if !held[c.share.number] {
 				continue
@@ -130,6 +131,15 @@ func (l *Log) park(ctx context.Context, consumer, owner string, changes []change
 			if err := l.queueChange(batch, consumer, hash, c); err != nil {
 				return err
 			}
+			if c.kind == changePark {
+				passed[c.share.number] = append(passed[c.share.number], c.position)
+			}
+		}
+		// The line has it from here on. A successor whose place is before it must not take it from the log as well, after the
+		// line has ended.
+		for number, positions := range passed {
+			batch.Queue(`UPDATE `+l.table("consumer_shares")+` SET ahead = ahead || $3::bigint[] WHERE consumer = $1 AND share = $2`,
+				consumer, number, positions)
 		}
 		if batch.Len() == 0 {
 			return nil

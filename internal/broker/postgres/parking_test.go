@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
 )
 
 // reason is a refusal that says what its consumer's policy makes of it.
@@ -402,5 +403,74 @@ func TestHeadIsFoundHoweverLongTheLine(t *testing.T) {
 	}
 	if read > 60 || isParked(t, l)["retry"] != 1 {
 		t.Errorf("to find the head %d pages were read; parked are %v", read, isParked(t, l))
+	}
+}
+
+// TestParkedEventIsNotReadOnceMore: a process dies when an event is parked and its place is still before that event. The
+// successor works the line off, and does not take the event from the log as well.
+func TestParkedEventIsNotReadOnceMore(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	held, err := l.claim(t.Context(), "reader", "dead", shareCount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish(t, l, event("a", 1), event("b", 1))
+	found, err := l.read(t.Context(), "user", held[0].place, nil)
+	if err != nil || len(found.rows) != 2 {
+		t.Fatalf("read %d rows, %v", len(found.rows), err)
+	}
+	r := found.rows[0]
+	v, _ := judge(soon(), 1)
+	changes := []change{{
+		share: &share{number: r.share, epoch: held[r.share].epoch}, key: "a", position: r.position, kind: changePark,
+		entry: &entry{row: r}, state: v.state, failure: &v.failure,
+	}}
+	if _, err := l.park(t.Context(), "reader", "dead", changes); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.pool.Exec(t.Context(), `UPDATE postbus.consumer_shares SET lease_until = now() - interval '1 s'`); err != nil {
+		t.Fatal(err)
+	}
+	in := work(t.Context(), t, l, func(*message.Message) error { return nil })
+	in.await(t, 2)
+	eventually(t, "the line to end", func() bool { return len(isParked(t, l)) == 0 && waitingOf(t, l) == 0 })
+	publish(t, l, event("b", 2))
+	if got := in.await(t, 3); len(got) != 3 || !slices.Equal(of("a", got), payloads("a", 1, 1)) {
+		t.Errorf("handled were %q", got)
+	}
+}
+
+// TestPausedInAChange: a process that is stopped while it holds the locks of its shares does not keep them for longer than a
+// lease.
+func TestPausedInAChange(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{Lease: time.Second}, "reader")
+	held, err := l.claim(t.Context(), "reader", "paused", shareCount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- l.change(t.Context(), func(tx pgx.Tx) error {
+			_, err := l.lockShares(t.Context(), tx, "reader", "paused", map[int16]int64{3: held[3].epoch})
+			close(inside)
+			<-goOn
+			return err
+		})
+	}()
+	<-inside
+	var heir []claimed
+	eventually(t, "the heir to have all shares", func() bool {
+		more, err := l.claim(t.Context(), "reader", "heir", shareCount)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heir = append(heir, more...)
+		return slices.ContainsFunc(heir, func(c claimed) bool { return c.number == 3 })
+	})
+	close(goOn)
+	if err := <-ended; err == nil {
+		t.Error("the paused change was committed")
 	}
 }

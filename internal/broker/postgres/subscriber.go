@@ -26,6 +26,10 @@ type Subscriber struct {
 	once    sync.Once
 	running sync.WaitGroup
 
+	// writing is held from the moment when a checkpoint or what is parked is put together until it is noted that it was
+	// stored. Both write what is handled ahead of a place: a checkpoint from before a parking must not follow it.
+	writing sync.Mutex
+
 	mu         sync.Mutex
 	subscribed bool
 }
@@ -302,9 +306,7 @@ func (s *Subscriber) keepStoring(ctx context.Context, d *delivery) {
 		case <-d.dirty:
 		case <-slow.C:
 		}
-		if due := d.due(); len(due) > 0 {
-			s.store(ctx, d, due)
-		}
+		s.storeDue(ctx, d)
 		sleep(ctx, storeEvery)
 	}
 }
@@ -312,6 +314,14 @@ func (s *Subscriber) keepStoring(ctx context.Context, d *delivery) {
 // storeTimeout bounds one attempt to store. It is not cut short by the end of the work: a statement that was given up on may
 // still be carried out, after those that follow it.
 const storeTimeout = 5 * time.Second
+
+func (s *Subscriber) storeDue(ctx context.Context, d *delivery) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if due := d.due(); len(due) > 0 {
+		s.store(ctx, d, due)
+	}
+}
 
 func (s *Subscriber) store(ctx context.Context, d *delivery, due []checkpoint) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
