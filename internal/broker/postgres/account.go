@@ -375,6 +375,18 @@ func (d *delivery) remaining() []checkpoint {
 	return all
 }
 
+// atRest returns the shares of which no handler is running.
+func (d *delivery) atRest() (numbers []int16) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.shares {
+		if s.out == 0 {
+			numbers = append(numbers, s.number)
+		}
+	}
+	return numbers
+}
+
 // stored notes what has reached the database. What has not belongs to another process; it returns how much that was.
 func (d *delivery) stored(asked []checkpoint, reached map[int16]bool) (lost int) {
 	gone := make(map[*share]bool)

@@ -13,7 +13,7 @@ import (
 // delivering returns a delivery whose messages nobody takes, with all shares at one place.
 func delivering(ctx context.Context, t *testing.T) *delivery {
 	t.Helper()
-	d := newDelivery(Config{}.withDefaults(), func() bool { return true }, make(chan *message.Message))
+	d := newDelivery(holder{log: &Log{config: Config{}.withDefaults()}}, func() bool { return true }, make(chan *message.Message))
 	joinAll(ctx, d, 1, place{snapshot: "1:1:"})
 	return d
 }
@@ -96,7 +96,7 @@ func TestFirstSharesStandAtTheCommonPlace(t *testing.T) {
 // them is ahead of its place; it takes up room until the place has come after, and is stored although the place stays.
 func TestWhatIsAheadIsBoundedAndStored(t *testing.T) {
 	t.Parallel()
-	d := newDelivery(Config{}.withDefaults(), func() bool { return true }, make(chan *message.Message))
+	d := newDelivery(holder{log: &Log{config: Config{}.withDefaults()}}, func() bool { return true }, make(chan *message.Message))
 	places := []place{{snapshot: "1:1:"}, {snapshot: "2:2:"}, {snapshot: "3:3:"}}
 	d.join(t.Context(), []claimed{{number: 0, epoch: 1, place: places[0]}}, nil)
 	d.takeUp()

@@ -16,6 +16,7 @@ import (
 // Each key has a queue of its own, of which only the first message is out. A queue is ready, or with a lane, or waiting
 // out a refusal, so a refused message holds up its key and no lane.
 type delivery struct {
+	holder  holder
 	config  Config
 	out     chan<- *message.Message
 	valid   func() bool // the leases hold, as far as this process can know
@@ -56,9 +57,9 @@ type queue struct {
 	line    *parkedKey // that the entries were taken from; nil for those of the log
 }
 
-func newDelivery(config Config, valid func() bool, out chan<- *message.Message) *delivery {
+func newDelivery(h holder, valid func() bool, out chan<- *message.Message) *delivery {
 	d := &delivery{
-		config: config, out: out, valid: valid,
+		holder: h, config: h.log.config, out: out, valid: valid,
 		ready:   make(chan *queue, unackedMax),
 		dirty:   make(chan struct{}, 1),
 		joined:  make(chan struct{}, 1),

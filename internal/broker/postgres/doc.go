@@ -39,6 +39,8 @@
 // A consumer that has had nothing to do for a while gives up all its shares and waits to be woken. Then it costs one
 // part of a query that all of a process's consumers share, twice a second, and no transaction ids.
 //
+// What a process has seen is good for the server that it saw it on: server.go.
+//
 // # Failing
 //
 // A message whose refusal was explained (Refuse) is parked with its key: parking.go has the states of a line, line.go what

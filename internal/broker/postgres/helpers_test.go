@@ -20,6 +20,9 @@ import (
 // patience is how long a test waits for what must come; only a broken build uses it up.
 const patience = time.Minute
 
+// testLanes is how many keys a subscriber handles at the same time.
+const testLanes = 16
+
 var quiet = slog.New(slog.DiscardHandler)
 
 // newLog returns a log with the topic "user" in a database of the test's own.
@@ -159,9 +162,19 @@ func eventually(t *testing.T, what string, condition func() bool) {
 
 func subscriber(t *testing.T, l *Log, consumer string) message.Subscriber {
 	t.Helper()
-	s, err := l.Subscriber(consumer)
+	s, err := l.Subscriber(consumer, testLanes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// holds begins a holder's work.
+func holds(t *testing.T, l *Log, consumer, owner string) holder {
+	t.Helper()
+	h, err := l.hold(t.Context(), consumer, owner, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }

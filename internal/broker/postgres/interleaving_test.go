@@ -296,10 +296,10 @@ func playAll(t *testing.T, setUp func(*testing.T, *stage), plans []schedule, jud
 
 // pageReader reads as a subscriber does, without one. How it keeps its place differs.
 type pageReader struct {
-	log  *Log
-	held []claimed
-	at   place
-	mode string
+	holder holder
+	held   []claimed
+	at     place
+	mode   string
 }
 
 const (
@@ -311,7 +311,7 @@ const (
 // read takes the rest of a window; the last read goes on until a window is empty, as a subscriber does before it waits.
 func (r *pageReader) read(ctx context.Context, last bool) (seen []string, err error) {
 	for {
-		p, err := r.log.read(ctx, "user", r.at, nil)
+		p, err := r.holder.read(ctx, "user", r.at, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -339,14 +339,14 @@ func (r *pageReader) storeAndLoad(ctx context.Context) error {
 	for _, c := range r.held {
 		all = append(all, checkpoint{number: c.number, epoch: c.epoch, place: r.at, release: true})
 	}
-	if stored, err := r.log.store(ctx, "reader", "test", all); err != nil || len(stored) != shareCount {
+	if stored, err := r.holder.store(ctx, all); err != nil || len(stored) != shareCount {
 		return fmt.Errorf("stored %d shares: %w", len(stored), err)
 	}
 	return r.load(ctx)
 }
 
 func (r *pageReader) load(ctx context.Context) error {
-	held, err := r.log.claim(ctx, "reader", "test", shareCount)
+	held, err := r.holder.claim(ctx, shareCount)
 	if err != nil || len(held) != shareCount {
 		return fmt.Errorf("claimed %d shares: %w", len(held), err)
 	}
@@ -357,7 +357,7 @@ func (r *pageReader) load(ctx context.Context) error {
 // readPages has the stage's writers and its reader use the log.
 func (s *stage) readPages(t *testing.T, mode string) {
 	t.Helper()
-	reader := &pageReader{log: s.log, mode: mode}
+	reader := &pageReader{holder: holds(t, s.log, "reader", "test"), mode: mode}
 	if err := reader.load(t.Context()); err != nil {
 		t.Fatal(err)
 	}

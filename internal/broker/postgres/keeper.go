@@ -17,8 +17,8 @@ type keeper struct {
 	handling context.Context //nolint:containedctx // what the shares' handlers live under
 }
 
-// run keeps shares until ctx ends. It returns an error when no renewal got through for as long as the lease: from then
-// on this process may not be the only one at work.
+// run keeps shares until ctx ends. It returns an error when the server is another one, or when no renewal got through for as
+// long as the lease: from then on this process may not be the only one at work.
 func (k *keeper) run(ctx context.Context) error {
 	tick := time.NewTicker(k.log.config.Lease / 4)
 	defer tick.Stop()
@@ -27,7 +27,7 @@ func (k *keeper) run(ctx context.Context) error {
 		if err == nil && k.delivery.idle(k.log.config.Rest) {
 			err = k.rest(ctx)
 		}
-		if err != nil && ctx.Err() == nil && !k.term.valid() {
+		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer)) {
 			k.reportLost(k.delivery.lose(k.delivery.numbers()...))
 			return err
 		}
@@ -45,7 +45,7 @@ func (k *keeper) balance(ctx context.Context) error {
 	defer cancel()
 	asked := time.Now()
 	before := k.delivery.numbers()
-	held, others, err := k.log.renew(attempt, k.consumer, k.owner, before)
+	held, others, err := k.delivery.holder.renew(attempt, before)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (k *keeper) balance(ctx context.Context) error {
 	case mine > fair:
 		k.delivery.giveUp(mine - fair)
 	case mine < fair:
-		claimed, err := k.log.claim(attempt, k.consumer, k.owner, fair-mine)
+		claimed, err := k.delivery.holder.claim(attempt, fair-mine)
 		if err != nil {
 			return err
 		}
@@ -67,7 +67,7 @@ func (k *keeper) balance(ctx context.Context) error {
 		for i, c := range claimed {
 			numbers[i] = c.number
 		}
-		parked, err := k.log.parkedKeys(attempt, k.consumer, numbers)
+		parked, err := k.delivery.holder.parkedKeys(attempt, numbers)
 		if err != nil {
 			return err // the leases run out
 		}
@@ -90,7 +90,7 @@ func (k *keeper) rest(ctx context.Context) error {
 			return nil // something is still out, or the database does not answer
 		}
 	}
-	if err := k.log.leave(ctx, k.consumer, k.owner); err != nil {
+	if err := k.delivery.holder.leave(ctx); err != nil {
 		return err
 	}
 	status, _, err := k.log.status(ctx, k.log.pool, Subscription{Consumer: k.consumer, Topic: k.topic}, 1)

@@ -15,14 +15,15 @@ func TestLostSharesGoBeforeTheTermIsExtended(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{Lease: time.Minute}, "reader")
 	ctx := t.Context()
-	s := newSubscriber(l, "reader")
-	held, err := l.claim(ctx, "reader", s.owner, shareCount)
+	s := newSubscriber(l, "reader", testLanes)
+	h := holds(t, l, "reader", s.owner)
+	held, err := h.claim(ctx, shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
 	paused := newTerm(l.config.Lease)
 	paused.until.Store(0)
-	d := newDelivery(l.config, paused.valid, make(chan *message.Message))
+	d := newDelivery(h, paused.valid, make(chan *message.Message))
 	d.join(ctx, held, nil)
 	lost := 0
 	for _, s := range d.shares {
@@ -51,12 +52,13 @@ func TestNoRestWhileEventsCome(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
 	ctx, cancel := context.WithCancel(t.Context())
-	s := newSubscriber(l, "reader")
-	claimed, err := l.claim(ctx, "reader", s.owner, shareCount)
+	s := newSubscriber(l, "reader", testLanes)
+	h := holds(t, l, "reader", s.owner)
+	claimed, err := h.claim(ctx, shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDelivery(l.config, func() bool { return true }, make(chan *message.Message))
+	d := newDelivery(h, func() bool { return true }, make(chan *message.Message))
 	quietForLong := func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()

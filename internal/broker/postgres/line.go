@@ -287,14 +287,14 @@ func (s *Subscriber) parkOnce(ctx context.Context, d *delivery, told bool) error
 		shares = d.numbers()
 	}
 	if len(shares) > 0 {
-		due, err := s.log.dueKeys(ctx, s.consumer, shares)
+		due, err := d.holder.dueKeys(ctx, shares)
 		if err != nil {
 			return err
 		}
 		keys = append(keys, due...)
 	}
 	for _, key := range keys {
-		rows, exists, err := s.log.line(ctx, s.consumer, key)
+		rows, exists, err := d.holder.line(ctx, key)
 		if err != nil {
 			return err
 		}
@@ -323,7 +323,7 @@ func (s *Subscriber) storeSome(ctx context.Context, d *delivery) (int, error) {
 	if len(changes) == 0 {
 		return 0, nil
 	}
-	held, err := s.log.park(ctx, s.consumer, s.owner, changes)
+	held, err := d.holder.park(ctx, changes)
 	if err != nil {
 		return 0, err
 	}

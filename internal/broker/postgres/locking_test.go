@@ -12,7 +12,7 @@ import (
 func TestSharesAreLockedInOrder(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
-	held, err := l.claim(t.Context(), "reader", "p", shareCount)
+	held, err := holds(t, l, "reader", "p").claim(t.Context(), shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,8 +29,8 @@ func TestSharesAreLockedInOrder(t *testing.T) {
 		what string
 		do   func() error
 	}{
-		{"a checkpoint", func() error { _, err := l.store(t.Context(), "reader", "p", checkpoints); return err }},
-		{"a renewal", func() error { _, _, err := l.renew(t.Context(), "reader", "p", numbers); return err }},
+		{"a checkpoint", func() error { _, err := holds(t, l, "reader", "p").store(t.Context(), checkpoints); return err }},
+		{"a renewal", func() error { _, _, err := holds(t, l, "reader", "p").renew(t.Context(), numbers); return err }},
 		{"a move", func() error { _, err := l.Move(t.Context(), reader, Beginning(), false); return err }},
 		{"a change of name", func() error { return l.Rename(t.Context(), "reader", "renamed") }},
 	} {

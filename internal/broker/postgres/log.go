@@ -35,8 +35,6 @@ func Migrations(schema string) migrate.Set {
 type Config struct {
 	// Schema holds the log's tables. Default: DefaultSchema.
 	Schema string
-	// Lanes is how many keys of a consumer are handled at the same time in this process. Default: 16.
-	Lanes int
 	// Lease is how long a consumer stays with a process that shows no sign of life. Default: 5 s.
 	Lease time.Duration
 	// Poll is how often this process looks for new events that nothing told it of; one query for all its consumers.
@@ -70,9 +68,6 @@ func (c Config) withDefaults() Config {
 	if c.Schema == "" {
 		c.Schema = DefaultSchema
 	}
-	if c.Lanes == 0 {
-		c.Lanes = 16
-	}
 	set(&c.Lease, 5*time.Second)
 	set(&c.Poll, 500*time.Millisecond)
 	set(&c.Rest, 10*time.Second)
@@ -88,8 +83,6 @@ func (c Config) withDefaults() Config {
 
 func (c Config) validate() error {
 	switch {
-	case c.Lanes < 1:
-		return fmt.Errorf("lanes is %d, at least 1", c.Lanes)
 	case c.Lease < time.Second:
 		return fmt.Errorf("lease is %s, at least 1s", c.Lease)
 	case c.Poll <= 0, c.Rest <= 0, c.Drain <= 0, c.RetryMin <= 0, c.RetryMax < c.RetryMin:
@@ -246,9 +239,13 @@ func (l *Log) change(ctx context.Context, fn func(pgx.Tx) error) error {
 	})
 }
 
-// Subscriber returns the subscriber of one consumer. Each call makes a new one; the caller closes it.
-func (l *Log) Subscriber(consumer string) (message.Subscriber, error) {
-	return newSubscriber(l, consumer), nil
+// Subscriber returns the subscriber of one consumer, which handles so many keys at the same time. Each call makes a new one;
+// the caller closes it.
+func (l *Log) Subscriber(consumer string, concurrency int) (message.Subscriber, error) {
+	if concurrency < 1 {
+		return nil, fmt.Errorf("subscriber of %s: concurrency is %d, at least 1", consumer, concurrency)
+	}
+	return newSubscriber(l, consumer, concurrency), nil
 }
 
 var topicPattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)

@@ -151,14 +151,14 @@ func TestCheckpointOfADroppedPlace(t *testing.T) {
 	if err := l.Provision(ctx, []string{"user"}, []Subscription{welcome}); err != nil {
 		t.Fatal(err)
 	}
-	held, err := l.claim(ctx, "welcome", "newer program", shareCount)
+	held, err := holds(t, l, "welcome", "newer program").claim(ctx, shareCount)
 	if err != nil || len(held) != shareCount {
 		t.Fatal(len(held), err)
 	}
 	if err := l.Rename(ctx, "greeting", "welcome"); err != nil {
 		t.Fatal(err)
 	}
-	next, err := l.claim(ctx, "welcome", "another process", shareCount/2)
+	next, err := holds(t, l, "welcome", "another process").claim(ctx, shareCount/2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestCheckpointOfADroppedPlace(t *testing.T) {
 			late = append(late, checkpoint{number: c.number, epoch: epoch, place: c.place})
 		}
 	}
-	if stored, err := l.store(ctx, "welcome", "newer program", late); len(stored) > 0 || err != nil {
+	if stored, err := holds(t, l, "welcome", "newer program").store(ctx, late); len(stored) > 0 || err != nil {
 		t.Errorf("%d shares were stored, %v", len(stored), err)
 	}
 	if status, _, err := l.Status(ctx, welcome); err != nil || status.Waiting != 2 {

@@ -85,16 +85,17 @@ type waitingRow struct {
 
 func keyHash(key string) uuid.UUID { return uuid.UUID(md5.Sum([]byte(key))) } //nolint:gosec // see the import
 
-// lockShares locks the rows of the shares that the owner still has by these epochs, and returns which they are.
-func (l *Log) lockShares(ctx context.Context, tx pgx.Tx, consumer, owner string, epochs map[int16]int64) (map[int16]bool, error) {
+// lockShares locks the rows of the shares that it still has by these epochs, and returns which they are.
+func (h holder) lockShares(ctx context.Context, tx pgx.Tx, epochs map[int16]int64) (map[int16]bool, error) {
 	var shares []int16
 	var wanted []int64
 	for number, epoch := range epochs {
 		shares, wanted = append(shares, number), append(wanted, epoch)
 	}
-	rows, err := tx.Query(ctx, `SELECT s.share FROM `+l.table("consumer_shares")+` AS s
+	rows, err := tx.Query(ctx, `SELECT s.share FROM `+h.log.table("consumer_shares")+` AS s
 		JOIN unnest($3::smallint[], $4::bigint[]) AS w (share, epoch) USING (share, epoch)
-		WHERE s.consumer = $1 AND s.owner = $2 ORDER BY s.share FOR UPDATE OF s`, consumer, owner, shares, wanted)
+		WHERE s.consumer = $1 AND s.owner = $2 AND `+h.log.sameServer("$5", "NULL")+` ORDER BY s.share FOR UPDATE OF s`,
+		h.consumer, h.owner, shares, wanted, h.server)
 	if err != nil {
 		return nil, err
 	}
@@ -106,15 +107,15 @@ func (l *Log) lockShares(ctx context.Context, tx pgx.Tx, consumer, owner string,
 	return held, err
 }
 
-// park carries changes out, those of shares that the owner still has, in one transaction. It returns which shares those
-// are: of the others nothing was changed.
-func (l *Log) park(ctx context.Context, consumer, owner string, changes []change) (held map[int16]bool, err error) {
+// park carries changes out, those of shares that it still has, in one transaction. It returns which shares those are: of
+// the others nothing was changed.
+func (h holder) park(ctx context.Context, changes []change) (held map[int16]bool, err error) {
 	epochs := make(map[int16]int64)
 	for _, c := range changes {
 		epochs[c.share.number] = c.share.epoch
 	}
-	err = l.change(ctx, func(tx pgx.Tx) error {
-		if held, err = l.lockShares(ctx, tx, consumer, owner, epochs); err != nil {
+	err = h.log.change(ctx, func(tx pgx.Tx) error {
+		if held, err = h.lockShares(ctx, tx, epochs); err != nil {
 			return err
 		}
 		batch := &pgx.Batch{}
@@ -128,7 +129,7 @@ func (l *Log) park(ctx context.Context, consumer, owner string, changes []change
 			if !slices.Contains(lines, hash) {
 				lines = append(lines, hash)
 			}
-			if err := l.queueChange(batch, consumer, hash, c); err != nil {
+			if err := h.log.queueChange(batch, h.consumer, hash, c); err != nil {
 				return err
 			}
 			if c.kind == changePark {
@@ -138,17 +139,17 @@ func (l *Log) park(ctx context.Context, consumer, owner string, changes []change
 		// The line has it from here on. A successor whose place is before it must not take it from the log as well, after the
 		// line has ended.
 		for number, positions := range passed {
-			batch.Queue(`UPDATE `+l.table("consumer_shares")+` SET ahead = ahead || $3::bigint[] WHERE consumer = $1 AND share = $2`,
-				consumer, number, positions)
+			batch.Queue(`UPDATE `+h.log.table("consumer_shares")+` SET ahead = ahead || $3::bigint[] WHERE consumer = $1 AND share = $2`,
+				h.consumer, number, positions)
 		}
 		if batch.Len() == 0 {
 			return nil
 		}
-		batch.Queue(l.promoteSQL(), consumer, lines)
+		batch.Queue(h.log.promoteSQL(), h.consumer, lines)
 		return tx.SendBatch(ctx, batch).Close()
 	})
 	if err != nil {
-		return nil, fmt.Errorf("park events of %s: %w", consumer, err)
+		return nil, fmt.Errorf("park events of %s: %w", h.consumer, err)
 	}
 	return held, nil
 }
@@ -206,11 +207,12 @@ func (l *Log) promoteSQL() string {
 }
 
 // parkedKeys returns the keys of the shares that have a line, and whether its head is to be tried.
-func (l *Log) parkedKeys(ctx context.Context, consumer string, shares []int16) (keys map[string]parkedHead, err error) {
-	rows, err := l.pool.Query(ctx, `SELECT key, share, state = 'retry' FROM `+l.table("parked")+`
-		WHERE consumer = $1 AND share = ANY ($2) AND state IN ('retry', 'held')`, consumer, shares)
+func (h holder) parkedKeys(ctx context.Context, shares []int16) (keys map[string]parkedHead, err error) {
+	rows, err := h.log.pool.Query(ctx, `SELECT key, share, state = 'retry' FROM `+h.log.table("parked")+`
+		WHERE consumer = $1 AND share = ANY ($2) AND state IN ('retry', 'held') AND `+h.log.sameServer("$3", "NULL"),
+		h.consumer, shares, h.server)
 	if err != nil {
-		return nil, fmt.Errorf("read parked keys of %s: %w", consumer, err)
+		return nil, fmt.Errorf("read parked keys of %s: %w", h.consumer, err)
 	}
 	keys = make(map[string]parkedHead)
 	var key string
@@ -221,7 +223,7 @@ func (l *Log) parkedKeys(ctx context.Context, consumer string, shares []int16) (
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read parked keys of %s: %w", consumer, err)
+		return nil, fmt.Errorf("read parked keys of %s: %w", h.consumer, err)
 	}
 	return keys, nil
 }
@@ -232,30 +234,31 @@ type parkedHead struct {
 }
 
 // dueKeys returns keys whose head is to be tried by now, the longest due first.
-func (l *Log) dueKeys(ctx context.Context, consumer string, shares []int16) (keys []string, err error) {
-	rows, err := l.pool.Query(ctx, `SELECT key FROM `+l.table("parked")+`
-		WHERE consumer = $1 AND state = 'retry' AND run_at <= clock_timestamp() AND share = ANY ($2)
-		ORDER BY run_at LIMIT $3`, consumer, shares, dueKeysMax)
+func (h holder) dueKeys(ctx context.Context, shares []int16) (keys []string, err error) {
+	rows, err := h.log.pool.Query(ctx, `SELECT key FROM `+h.log.table("parked")+`
+		WHERE consumer = $1 AND state = 'retry' AND run_at <= clock_timestamp() AND share = ANY ($2) AND `+h.log.sameServer("$4", "NULL")+`
+		ORDER BY run_at LIMIT $3`, h.consumer, shares, dueKeysMax, h.server)
 	if err != nil {
-		return nil, fmt.Errorf("read due keys of %s: %w", consumer, err)
+		return nil, fmt.Errorf("read due keys of %s: %w", h.consumer, err)
 	}
 	if keys, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
-		return nil, fmt.Errorf("read due keys of %s: %w", consumer, err)
+		return nil, fmt.Errorf("read due keys of %s: %w", h.consumer, err)
 	}
 	return keys, nil
 }
 
 // line returns the first rows of a key's line that may be handled, and whether it has any row at all. What comes after a
 // dead row that holds the key is not for now.
-func (l *Log) line(ctx context.Context, consumer, key string) (waiting []waitingRow, exists bool, err error) {
-	rows, err := l.pool.Query(ctx, `SELECT position, share, state = 'held' OR run_at > clock_timestamp(), attempts, event_id, metadata,
+func (h holder) line(ctx context.Context, key string) (waiting []waitingRow, exists bool, err error) {
+	rows, err := h.log.pool.Query(ctx, `SELECT position, share, state = 'held' OR run_at > clock_timestamp(), attempts, event_id, metadata,
 			payload
 		FROM (SELECT *, sum(octet_length(payload)) OVER (ORDER BY position) - octet_length(payload) AS before
-			FROM (SELECT * FROM `+l.table("parked")+` WHERE consumer = $1 AND key_hash = $2 AND state <> 'dead'
+			FROM (SELECT * FROM `+h.log.table("parked")+` WHERE consumer = $1 AND key_hash = $2 AND state <> 'dead'
 				ORDER BY position LIMIT $3) AS line) AS line
-		WHERE before < $4 ORDER BY position`, consumer, keyHash(key), lineRowsMax, lineBytesMax)
+		WHERE before < $4 AND `+h.log.sameServer("$5", "NULL")+` ORDER BY position`,
+		h.consumer, keyHash(key), lineRowsMax, lineBytesMax, h.server)
 	if err != nil {
-		return nil, false, fmt.Errorf("read parked events of %s: %w", consumer, err)
+		return nil, false, fmt.Errorf("read parked events of %s: %w", h.consumer, err)
 	}
 	stopped := false
 	var w waitingRow
@@ -275,7 +278,7 @@ func (l *Log) line(ctx context.Context, consumer, key string) (waiting []waiting
 		return nil
 	})
 	if err != nil {
-		return nil, false, fmt.Errorf("read parked events of %s: %w", consumer, err)
+		return nil, false, fmt.Errorf("read parked events of %s: %w", h.consumer, err)
 	}
 	return waiting, exists, nil
 }

@@ -264,7 +264,7 @@ func TestEverythingFails(t *testing.T) {
 func TestLineOfALostShareIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
-	held, err := l.claim(t.Context(), "reader", "owner", shareCount)
+	held, err := holds(t, l, "reader", "owner").claim(t.Context(), shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestLineOfALostShareIsLeftAlone(t *testing.T) {
 	park := func(consumer, owner string, epoch int64) bool {
 		t.Helper()
 		s.epoch = epoch
-		got, err := l.park(t.Context(), consumer, owner,
+		got, err := holds(t, l, consumer, owner).park(t.Context(),
 			[]change{{share: s, key: "a", position: 1, kind: changePark, entry: e, state: v.state, failure: &v.failure}})
 		if err != nil {
 			t.Fatal(err)
@@ -411,12 +411,12 @@ func TestHeadIsFoundHoweverLongTheLine(t *testing.T) {
 func TestParkedEventIsNotReadOnceMore(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
-	held, err := l.claim(t.Context(), "reader", "dead", shareCount)
+	held, err := holds(t, l, "reader", "dead").claim(t.Context(), shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
 	publish(t, l, event("a", 1), event("b", 1))
-	found, err := l.read(t.Context(), "user", held[0].place, nil)
+	found, err := holds(t, l, "reader", "test").read(t.Context(), "user", held[0].place, nil)
 	if err != nil || len(found.rows) != 2 {
 		t.Fatalf("read %d rows, %v", len(found.rows), err)
 	}
@@ -426,7 +426,7 @@ func TestParkedEventIsNotReadOnceMore(t *testing.T) {
 		share: &share{number: r.share, epoch: held[r.share].epoch}, key: "a", position: r.position, kind: changePark,
 		entry: &entry{row: r}, state: v.state, failure: &v.failure,
 	}}
-	if _, err := l.park(t.Context(), "reader", "dead", changes); err != nil {
+	if _, err := holds(t, l, "reader", "dead").park(t.Context(), changes); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.pool.Exec(t.Context(), `UPDATE postbus.consumer_shares SET lease_until = now() - interval '1 s'`); err != nil {
@@ -446,14 +446,14 @@ func TestParkedEventIsNotReadOnceMore(t *testing.T) {
 func TestPausedInAChange(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{Lease: time.Second}, "reader")
-	held, err := l.claim(t.Context(), "reader", "paused", shareCount)
+	held, err := holds(t, l, "reader", "paused").claim(t.Context(), shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
 	inside, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- l.change(t.Context(), func(tx pgx.Tx) error {
-			_, err := l.lockShares(t.Context(), tx, "reader", "paused", map[int16]int64{3: held[3].epoch})
+			_, err := holds(t, l, "reader", "paused").lockShares(t.Context(), tx, map[int16]int64{3: held[3].epoch})
 			close(inside)
 			<-goOn
 			return err
@@ -462,7 +462,7 @@ func TestPausedInAChange(t *testing.T) {
 	<-inside
 	var heir []claimed
 	eventually(t, "the heir to have all shares", func() bool {
-		more, err := l.claim(t.Context(), "reader", "heir", shareCount)
+		more, err := holds(t, l, "reader", "heir").claim(t.Context(), shareCount)
 		if err != nil {
 			t.Fatal(err)
 		}

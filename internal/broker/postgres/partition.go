@@ -56,6 +56,7 @@ func firstPosition(partition int64) int64 { return partition << partitionBits }
 // partitions is what a topic's table consists of.
 type partitions struct {
 	topic   string
+	server  time.Time     // that was surveyed, by its start (server.go)
 	last    int64         // the position drawn last; firstPosition itself is never drawn
 	open    time.Duration // since the current one became that
 	parts   []partition   // oldest first
@@ -87,7 +88,7 @@ func (l *Log) provisionPartitions(ctx context.Context, tx pgx.Tx, topic string) 
 				return err
 			}
 		}
-		if _, err := tx.Exec(ctx, l.noteSQL(), topic, []int64{n}); err != nil {
+		if _, err := tx.Exec(ctx, l.noteSQL("true"), topic, []int64{n}); err != nil {
 			return err
 		}
 	}
@@ -125,9 +126,10 @@ func (l *Log) addSQL(topic string, n int64) []string {
 	}
 }
 
-// noteSQL notes that every transaction after this one knows the partitions.
-func (l *Log) noteSQL() string {
-	return `INSERT INTO ` + l.table("partitions") + ` (topic, number) SELECT $1, unnest($2::bigint[]) ON CONFLICT DO NOTHING`
+// noteSQL notes that every transaction after this one knows the partitions, under a condition.
+func (l *Log) noteSQL(condition string) string {
+	return `INSERT INTO ` + l.table("partitions") + ` (topic, number) SELECT $1, number FROM unnest($2::bigint[]) AS number
+		WHERE ` + condition + ` ON CONFLICT DO NOTHING`
 }
 
 // survey looks at all topics. It is one query, takes no transaction id, and the ages in it are by the database's clock.
@@ -136,7 +138,7 @@ func (l *Log) survey(ctx context.Context) ([]partitions, error) {
 			extract(epoch FROM clock_timestamp() - coalesce(
 				(SELECT max(closed_at) FROM `+l.table("partitions")+` AS c WHERE c.topic = t.topic), t.created_at))::float8,
 			n.number, p.number IS NOT NULL, coalesce(p.attached < pg_snapshot_xmin(pg_current_snapshot()), false), p.fence::text,
-			coalesce(extract(epoch FROM clock_timestamp() - p.closed_at), 0)::float8
+			coalesce(extract(epoch FROM clock_timestamp() - p.closed_at), 0)::float8, pg_postmaster_start_time()
 		FROM `+l.table("topics")+` AS t
 		LEFT JOIN pg_sequences AS s ON s.schemaname = $1 AND s.sequencename = $2 || t.topic || $3
 		JOIN pg_inherits AS i ON i.inhparent = to_regclass(format('%I.%I', $1, $2 || t.topic))
@@ -152,7 +154,8 @@ func (l *Log) survey(ctx context.Context) ([]partitions, error) {
 	var part partition
 	var open, age float64
 	var fence *string
-	_, err = pgx.ForEachRow(rows, []any{&t.topic, &t.last, &open, &part.number, &part.noted, &part.ready, &fence, &age}, func() error {
+	into := []any{&t.topic, &t.last, &open, &part.number, &part.noted, &part.ready, &fence, &age, &t.server}
+	_, err = pgx.ForEachRow(rows, into, func() error {
 		if len(all) == 0 || all[len(all)-1].topic != t.topic {
 			t.open, t.current = seconds(open), t.last>>partitionBits
 			all = append(all, t)
@@ -203,7 +206,7 @@ func (l *Log) closeCurrent(ctx context.Context, t partitions) error {
 }
 
 // recordClosed notes when the partitions before the current one were closed. Its transaction begins after t was surveyed,
-// which is what fence and closed_at rest on.
+// which is what fence and closed_at rest on, on the same server.
 func (l *Log) recordClosed(ctx context.Context, t partitions) error {
 	var numbers []int64
 	for _, p := range t.parts {
@@ -215,7 +218,7 @@ func (l *Log) recordClosed(ctx context.Context, t partitions) error {
 		return nil
 	}
 	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("partitions")+` SET closed_at = clock_timestamp(), fence = pg_current_xact_id()
-		WHERE topic = $1 AND number = ANY ($2) AND closed_at IS NULL`, t.topic, numbers)
+		WHERE topic = $1 AND number = ANY ($2) AND closed_at IS NULL AND `+l.sameServer("$3", "NULL"), t.topic, numbers, t.server)
 	if err != nil {
 		return fmt.Errorf("record closed partitions of topic %s: %w", t.topic, err)
 	}
@@ -230,7 +233,7 @@ func (l *Log) extend(ctx context.Context, t partitions) error {
 			numbers = append(numbers, p.number)
 		}
 	}
-	if err := l.note(ctx, t.topic, numbers...); err != nil {
+	if err := l.note(ctx, t, numbers...); err != nil {
 		return err
 	}
 	for n := t.newest() + 1; n <= t.current+partitionsAhead; n++ {
@@ -242,19 +245,21 @@ func (l *Log) extend(ctx context.Context, t partitions) error {
 		if err != nil {
 			return fmt.Errorf("make partition %d of topic %s: %w", n, t.topic, err)
 		}
-		if err := l.note(ctx, t.topic, n); err != nil {
+		if err := l.note(ctx, t, n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Log) note(ctx context.Context, topic string, numbers ...int64) error {
+// note is for partitions that were attached on the server that was surveyed.
+func (l *Log) note(ctx context.Context, t partitions, numbers ...int64) error {
 	if len(numbers) == 0 {
 		return nil
 	}
-	if _, err := l.pool.Exec(ctx, l.noteSQL(), topic, numbers); err != nil {
-		return fmt.Errorf("note partitions of topic %s: %w", topic, err)
+	_, err := l.pool.Exec(ctx, l.noteSQL(l.sameServer("$3", "NULL")), t.topic, numbers, t.server)
+	if err != nil {
+		return fmt.Errorf("note partitions of topic %s: %w", t.topic, err)
 	}
 	return nil
 }
@@ -291,12 +296,15 @@ func isBusy(err error) bool {
 // seals remembers up to where topics can get no more rows, and by which transactions they could. Its zero value is ready.
 type seals struct {
 	mu     sync.Mutex
+	server time.Time // that it is true of
 	closed map[string][]partition
 }
 
 func (s *seals) set(all []partitions) {
+	var server time.Time
 	closed := make(map[string][]partition, len(all))
 	for _, t := range all {
+		server = t.server
 		for _, p := range t.parts {
 			if p.closed {
 				closed[t.topic] = append(closed[t.topic], p)
@@ -305,13 +313,14 @@ func (s *seals) set(all []partitions) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = closed
+	s.server, s.closed = server, closed
 }
 
 // before returns a position up to which all rows that there will ever be are visible in the snapshot, so that none of
 // them is late. All transactions below its xmin have ended; a partition whose fence is not above xmin has only their
-// rows. What is remembered may be old: then the position is a lower one than it could be, and as true.
-func (s *seals) before(topic, snapshot string) int64 {
+// rows. What is remembered may be old: then the position is a lower one than it could be, and as true; but of another server
+// it says nothing.
+func (s *seals) before(server time.Time, topic, snapshot string) int64 {
 	first, _, _ := strings.Cut(snapshot, ":")
 	xmin, err := strconv.ParseUint(first, 10, 64)
 	if err != nil {
@@ -319,6 +328,9 @@ func (s *seals) before(topic, snapshot string) int64 {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.server.Equal(server) {
+		return 0
+	}
 	var position int64
 	for _, p := range s.closed[topic] {
 		if p.fence > xmin {

@@ -385,7 +385,7 @@ func TestLateRowOfAClosedPartition(t *testing.T) {
 		maintain(t, l)
 		r.drain(t, n%2 == 0)
 	}
-	if at := l.seals.before("user", r.at.snapshot); at != 0 {
+	if at := l.seals.before(l.seals.server, "user", r.at.snapshot); at != 0 {
 		t.Errorf("the topic is said to be sealed up to %d, and there is a transaction that has written to it", at)
 	}
 	if err := late.Commit(ctx); err != nil {
@@ -394,7 +394,7 @@ func TestLateRowOfAClosedPartition(t *testing.T) {
 	if r.drain(t, true); len(r.seen) != 4 || r.seen[3] != string(m.Payload) {
 		t.Errorf("read %q", r.seen)
 	}
-	if at := l.seals.before("user", r.at.snapshot); at != firstPosition(2) {
+	if at := l.seals.before(l.seals.server, "user", r.at.snapshot); at != firstPosition(2) {
 		t.Errorf("after it the topic is sealed up to %d, not %d", at, firstPosition(2))
 	}
 }
@@ -459,7 +459,7 @@ func TestReadsOpenFewPartitions(t *testing.T) {
 		closePartition(t, l)
 		r.drain(t, false)
 	}
-	after := l.seals.before("user", r.at.snapshot)
+	after := l.seals.before(l.seals.server, "user", r.at.snapshot)
 	rows, err := l.pool.Query(t.Context(), "explain "+l.headQuery("user"), pgx.QueryExecModeCacheDescribe, pgx.NamedArgs{
 		"snapshot": r.at.snapshot, "end": nullable(""), "fence": r.at.fence, "floor": r.at.floor, "position": int64(0), "limit": 500,
 		"sealed": after, "shares": []int16(nil), "count": shareCount,

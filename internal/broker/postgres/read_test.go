@@ -32,8 +32,9 @@ func newReading(t *testing.T, l *Log, consumer string) *reading {
 // and loading its place when asked to.
 func (r *reading) drain(t *testing.T, store bool) {
 	t.Helper()
+	h := holds(t, r.log, "reader", "test")
 	for {
-		p, err := r.log.read(t.Context(), "user", r.at, nil)
+		p, err := h.read(t.Context(), "user", r.at, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +55,7 @@ func (r *reading) drain(t *testing.T, store bool) {
 // placeOf takes all shares of a consumer, which stand at one place.
 func placeOf(t *testing.T, l *Log, consumer string) place {
 	t.Helper()
-	shares, err := l.claim(t.Context(), consumer, "test", shareCount)
+	shares, err := holds(t, l, consumer, "test").claim(t.Context(), shareCount)
 	if err != nil || len(shares) != shareCount {
 		t.Fatalf("claimed %d shares: %v", len(shares), err)
 	}
@@ -64,7 +65,7 @@ func placeOf(t *testing.T, l *Log, consumer string) place {
 
 func storePlace(t *testing.T, l *Log, consumer string, p place) {
 	t.Helper()
-	shares, err := l.claim(t.Context(), consumer, "test", shareCount)
+	shares, err := holds(t, l, consumer, "test").claim(t.Context(), shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +78,7 @@ func release(t *testing.T, l *Log, consumer string, p place, shares []claimed) {
 	for _, c := range shares {
 		all = append(all, checkpoint{number: c.number, epoch: c.epoch, place: p, release: true})
 	}
-	if stored, err := l.store(t.Context(), consumer, "test", all); err != nil || len(stored) != shareCount {
+	if stored, err := holds(t, l, consumer, "test").store(t.Context(), all); err != nil || len(stored) != shareCount {
 		t.Fatalf("stored %d shares: %v", len(stored), err)
 	}
 }
@@ -139,7 +140,7 @@ func TestWindowIsReadInPages(t *testing.T) {
 		want = append(want, string(m.Payload))
 		publish(t, l, m)
 	}
-	first, err := l.read(t.Context(), "user", r.at, nil)
+	first, err := holds(t, l, "reader", "test").read(t.Context(), "user", r.at, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

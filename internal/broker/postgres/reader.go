@@ -66,15 +66,15 @@ type page struct {
 
 // read takes the next page after from, of the shares given; nil means of all. When no window is under way it opens one,
 // whose end is what this statement sees.
-func (l *Log) read(ctx context.Context, topic string, from place, shares []int16) (page, error) {
-	query := l.tailQuery(topic)
+func (h holder) read(ctx context.Context, topic string, from place, shares []int16) (page, error) {
+	query := h.log.tailQuery(topic)
 	if from.position < from.floor {
-		query = l.headQuery(topic)
+		query = h.log.headQuery(topic)
 	}
-	rows, err := l.pool.Query(ctx, query, l.perValue, pgx.NamedArgs{
+	rows, err := h.log.pool.Query(ctx, query, h.log.perValue, pgx.NamedArgs{
 		"snapshot": from.snapshot, "end": nullable(from.windowEnd), "fence": from.fence,
 		"floor": from.floor, "position": from.position, "limit": pageRowsMax, "shares": shares, "count": shareCount,
-		"sealed": l.seals.before(topic, from.snapshot),
+		"sealed": h.log.seals.before(h.server, topic, from.snapshot), "server": h.server, "latest": from.latest(),
 	})
 	if err != nil {
 		return page{}, fmt.Errorf("read topic %s: %w", topic, err)
@@ -132,18 +132,19 @@ const (
 
 // answerSQL gives the snapshot also when there is no row, and no row after the one that fills the page: its bytes would travel
 // with every page before its own. A payload's length is known without reading it.
-func answerSQL(query string) string {
+func (l *Log) answerSQL(query string) string {
 	return fmt.Sprintf(`SELECT pg_current_snapshot()::text, `+columns+` FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
 		SELECT * FROM (
 			SELECT *, sum(octet_length(payload) + %d) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING)
 				- octet_length(payload) - %[1]d AS bytes_before
 			FROM (%[3]s) AS found) AS found
-		WHERE bytes_before <= %[2]d ORDER BY position) AS r ON true`, metadataBytesEstimate, pageBytesMax, query)
+		WHERE bytes_before <= %[2]d ORDER BY position) AS r ON true WHERE `+l.sameServer("@server", "@latest::text::xid8"),
+		metadataBytesEstimate, pageBytesMax, query)
 }
 
 // tailQuery reads beyond floor, where every visible row is new. The primary key gives it in order.
 func (l *Log) tailQuery(topic string) string {
-	return answerSQL(`SELECT ` + columns + ` FROM ` + l.topicTable(topic) + `
+	return l.answerSQL(`SELECT ` + columns + ` FROM ` + l.topicTable(topic) + `
 		WHERE position > greatest(@floor::bigint, @position::bigint) AND ` + visible + ` ORDER BY position LIMIT @limit`)
 }
 
@@ -154,7 +155,7 @@ func (l *Log) headQuery(topic string) string {
 	// sealed has no late rows; that bound is a plain one, for the planner to leave partitions out by.
 	late := `SELECT ` + columns + ` FROM ` + l.topicTable(topic) + `
 		WHERE position > @sealed AND position + 0 > @position AND position + 0 <= @floor AND ` + visible + ` AND `
-	return answerSQL(`SELECT * FROM (
+	return l.answerSQL(`SELECT * FROM (
 		(` + late + ` xid = ANY (ARRAY(SELECT pg_snapshot_xip(@snapshot::pg_snapshot))))
 		UNION ALL
 		(` + late + ` xid >= pg_snapshot_xmax(@snapshot::pg_snapshot) AND xid < @fence::xid8)

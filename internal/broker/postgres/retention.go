@@ -201,13 +201,21 @@ func (l *Log) dropDetached(ctx context.Context, topic string) error {
 		return fmt.Errorf("list detached partitions of topic %s: %w", topic, err)
 	}
 	for _, n := range numbers {
-		err := l.execAlone(ctx, lockTimeoutSQL, `DROP TABLE IF EXISTS `+l.partitionTable(topic, n),
-			fmt.Sprintf(`DELETE FROM %s WHERE topic = %s AND number = %d`, l.table("partitions"), quoted(topic), n))
-		if err != nil && !isBusy(err) {
+		if err := l.drop(ctx, topic, n); err != nil && !isBusy(err) {
 			return fmt.Errorf("drop partition %d of topic %s: %w", n, topic, err)
 		}
 	}
 	return nil
+}
+
+// drop drops a partition that is detached. On a server that has lost the detaching (server.go) it is not, whatever was seen.
+func (l *Log) drop(ctx context.Context, topic string, n int64) error {
+	return l.execAlone(ctx, lockTimeoutSQL, fmt.Sprintf(`DO $postbus$ BEGIN
+		DELETE FROM %s WHERE topic = %s AND number = %d AND detached;
+		IF FOUND THEN
+			DROP TABLE IF EXISTS %s;
+		END IF;
+	END $postbus$`, l.table("partitions"), quoted(topic), n, l.partitionTable(topic, n)))
 }
 
 // placesSQL is a query for where the shares of the topic's consumers stand, mostly at one place: all that retention knows

@@ -37,17 +37,18 @@ type claimed struct {
 }
 
 // claim takes up to n shares of the consumer that nobody holds. Each gets a higher epoch than under any owner before.
-func (l *Log) claim(ctx context.Context, consumer, owner string, n int) ([]claimed, error) {
-	rows, err := l.pool.Query(ctx, `UPDATE `+l.table("consumer_shares")+`
+func (h holder) claim(ctx context.Context, n int) ([]claimed, error) {
+	rows, err := h.log.pool.Query(ctx, `UPDATE `+h.log.table("consumer_shares")+`
 		SET owner = $2, epoch = epoch + 1, lease_until = clock_timestamp() + $3
 		WHERE consumer = $1 AND share IN (
-			SELECT share FROM `+l.table("consumer_shares")+`
+			SELECT share FROM `+h.log.table("consumer_shares")+`
 			WHERE consumer = $1 AND (owner IS NULL OR lease_until < clock_timestamp())
 			ORDER BY share LIMIT $4 FOR UPDATE SKIP LOCKED)
+		AND `+h.log.sameServer("$5", "NULL")+`
 		RETURNING share, epoch, snapshot::text, floor, fence::text, coalesce(window_end::text, ''), position, ahead`,
-		consumer, owner, l.config.Lease, n)
+		h.consumer, h.owner, h.log.config.Lease, n, h.server)
 	if err != nil {
-		return nil, fmt.Errorf("claim shares of %s: %w", consumer, err)
+		return nil, fmt.Errorf("claim shares of %s: %w", h.consumer, err)
 	}
 	shares, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c claimed, err error) {
 		err = row.Scan(&c.number, &c.epoch, &c.place.snapshot, &c.place.floor, &c.place.fence, &c.place.windowEnd,
@@ -55,7 +56,7 @@ func (l *Log) claim(ctx context.Context, consumer, owner string, n int) ([]claim
 		return c, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("claim shares of %s: %w", consumer, err)
+		return nil, fmt.Errorf("claim shares of %s: %w", h.consumer, err)
 	}
 	return shares, nil
 }
@@ -63,33 +64,34 @@ func (l *Log) claim(ctx context.Context, consumer, owner string, n int) ([]claim
 // renew prolongs the leases of the owner's shares and shows the others that it is there. It returns which of the shares
 // it still holds, and how many others are there. A share that it does not name, since the answer to a claim was lost,
 // runs out.
-func (l *Log) renew(ctx context.Context, consumer, owner string, shares []int16) (held []int16, others int, err error) {
-	err = l.pool.QueryRow(ctx, `WITH
+func (h holder) renew(ctx context.Context, shares []int16) (held []int16, others int, err error) {
+	err = h.log.pool.QueryRow(ctx, `WITH
 		locked AS (
-			SELECT share FROM `+l.table("consumer_shares")+`
+			SELECT share FROM `+h.log.table("consumer_shares")+`
 			WHERE consumer = $1 AND owner = $2 AND share = ANY ($4) ORDER BY share FOR UPDATE),
 		renewed AS (
-			UPDATE `+l.table("consumer_shares")+` AS s SET lease_until = clock_timestamp() + $3 FROM locked
+			UPDATE `+h.log.table("consumer_shares")+` AS s SET lease_until = clock_timestamp() + $3 FROM locked
 			WHERE consumer = $1 AND owner = $2 AND s.share = locked.share RETURNING s.share),
 		seen AS (
-			INSERT INTO `+l.table("consumer_members")+` VALUES ($1, $2, clock_timestamp() + $3)
+			INSERT INTO `+h.log.table("consumer_members")+` VALUES ($1, $2, clock_timestamp() + $3)
 			ON CONFLICT (consumer, owner) DO UPDATE SET seen_until = excluded.seen_until)
 		SELECT (SELECT coalesce(array_agg(share), '{}') FROM renewed),
-			(SELECT count(*) FROM `+l.table("consumer_members")+`
-				WHERE consumer = $1 AND owner <> $2 AND seen_until > clock_timestamp())`,
-		consumer, owner, l.config.Lease, shares).Scan(&held, &others)
+			(SELECT count(*) FROM `+h.log.table("consumer_members")+`
+				WHERE consumer = $1 AND owner <> $2 AND seen_until > clock_timestamp())
+		WHERE `+h.log.sameServer("$5", "NULL"),
+		h.consumer, h.owner, h.log.config.Lease, shares, h.server).Scan(&held, &others)
 	if err != nil {
-		return nil, 0, fmt.Errorf("renew shares of %s: %w", consumer, err)
+		return nil, 0, fmt.Errorf("renew shares of %s: %w", h.consumer, err)
 	}
 	return held, others, nil
 }
 
 // leave takes the owner out of those who share the consumer, and with it others that have not been seen for long.
-func (l *Log) leave(ctx context.Context, consumer, owner string) error {
-	_, err := l.pool.Exec(ctx, `DELETE FROM `+l.table("consumer_members")+`
-		WHERE consumer = $1 AND (owner = $2 OR seen_until < clock_timestamp() - interval '1 hour')`, consumer, owner)
+func (h holder) leave(ctx context.Context) error {
+	_, err := h.log.pool.Exec(ctx, `DELETE FROM `+h.log.table("consumer_members")+`
+		WHERE consumer = $1 AND (owner = $2 OR seen_until < clock_timestamp() - interval '1 hour')`, h.consumer, h.owner)
 	if err != nil {
-		return fmt.Errorf("leave consumer %s: %w", consumer, err)
+		return fmt.Errorf("leave consumer %s: %w", h.consumer, err)
 	}
 	return nil
 }
@@ -103,22 +105,24 @@ type checkpoint struct {
 	release bool // gives the share to whoever claims it next
 }
 
-// store stores the checkpoints of an owner in one statement, whose transaction's own id becomes the fence. It returns the
+// store stores checkpoints of its shares in one statement, whose transaction's own id becomes the fence. It returns the
 // shares that were stored: one that is missing belongs to another process by now, and nothing of it was changed.
-func (l *Log) store(ctx context.Context, consumer, owner string, checkpoints []checkpoint) (stored map[int16]bool, err error) {
+func (h holder) store(ctx context.Context, checkpoints []checkpoint) (stored map[int16]bool, err error) {
 	n := len(checkpoints)
 	shares, epochs, snapshots := make([]int16, n), make([]int64, n), make([]string, n)
 	floors, ends, positions := make([]int64, n), make([]*string, n), make([]int64, n)
 	aheads, releases := make([]string, n), make([]bool, n)
+	var latest *string
 	for i, c := range checkpoints {
 		shares[i], epochs[i], snapshots[i], floors[i] = c.number, c.epoch, c.place.snapshot, c.place.floor
 		ends[i], positions[i], aheads[i], releases[i] = nullable(c.place.windowEnd), c.place.position, literal(c.ahead), c.release
+		latest = later(latest, c.place.latest())
 	}
-	rows, err := l.pool.Query(ctx, `WITH
+	rows, err := h.log.pool.Query(ctx, `WITH
 		locked AS (
-			SELECT share FROM `+l.table("consumer_shares")+`
+			SELECT share FROM `+h.log.table("consumer_shares")+`
 			WHERE consumer = $1 AND share = ANY ($2::smallint[]) ORDER BY share FOR UPDATE)
-		UPDATE `+l.table("consumer_shares")+` AS s
+		UPDATE `+h.log.table("consumer_shares")+` AS s
 		SET snapshot = c.snapshot::pg_snapshot, floor = c.floor, fence = pg_current_xact_id(),
 			window_end = c.window_end::pg_snapshot, position = c.position, ahead = c.ahead::bigint[], moved_at = clock_timestamp(),
 			epoch = s.epoch + c.release::int, -- what is under way from before does not reach a share that was handed over
@@ -128,13 +132,15 @@ func (l *Log) store(ctx context.Context, consumer, owner string, checkpoints []c
 			AS c (share, epoch, snapshot, floor, window_end, position, ahead, release)
 		JOIN locked USING (share)
 		WHERE s.consumer = $1 AND s.share = c.share AND s.epoch = c.epoch AND s.owner = $10
-		RETURNING s.share`, consumer, shares, epochs, snapshots, floors, ends, positions, aheads, releases, owner)
+		AND `+h.log.sameServer("$11", "$12::text::xid8")+`
+		RETURNING s.share`,
+		h.consumer, shares, epochs, snapshots, floors, ends, positions, aheads, releases, h.owner, h.server, latest)
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint of %s: %w", consumer, err)
+		return nil, fmt.Errorf("checkpoint of %s: %w", h.consumer, err)
 	}
 	numbers, err := pgx.CollectRows(rows, pgx.RowTo[int16])
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint of %s: %w", consumer, err)
+		return nil, fmt.Errorf("checkpoint of %s: %w", h.consumer, err)
 	}
 	stored = make(map[int16]bool, n)
 	for _, number := range numbers {

@@ -20,6 +20,7 @@ type Subscriber struct {
 	log      *Log
 	consumer string
 	owner    string
+	lanes    int // keys that are handled at the same time
 	logger   *slog.Logger
 
 	closing chan struct{}
@@ -30,13 +31,16 @@ type Subscriber struct {
 	// stored. Both write what is handled ahead of a place: a checkpoint from before a parking must not follow it.
 	writing sync.Mutex
 
+	// left are shares that this owner may have yet in the database from work that was interrupted.
+	left []int16
+
 	mu         sync.Mutex
 	subscribed bool
 }
 
-func newSubscriber(l *Log, consumer string) *Subscriber {
+func newSubscriber(l *Log, consumer string, lanes int) *Subscriber {
 	return &Subscriber{
-		log: l, consumer: consumer, owner: ownerName(),
+		log: l, consumer: consumer, owner: ownerName(), lanes: lanes,
 		logger:  l.logger.With(slog.String("consumer", consumer)),
 		closing: make(chan struct{}),
 	}
@@ -130,13 +134,21 @@ func (s *Subscriber) run(stop context.Context, topic string, out chan<- *message
 		if time.Since(began) > s.log.config.Lease {
 			failures = 1
 		}
-		s.logger.Warn("consumer interrupted, will go on by itself", slog.Any("error", err))
+		if hasCode(err, codeOtherServer) {
+			s.logger.Info("the database's server was started anew or replaced; consumer goes on from what is stored")
+		} else {
+			s.logger.Warn("consumer interrupted, will go on by itself", slog.Any("error", err))
+		}
 		sleep(stop, backoff(failures, s.log.config.RetryMin, s.log.config.Lease))
 	}
 }
 
 // work reads and delivers until stop ends, or the database is lost for longer than the lease.
 func (s *Subscriber) work(stop context.Context, topic string, out chan<- *message.Message) error {
+	h, err := s.begin(stop)
+	if err != nil {
+		return err
+	}
 	// Handlers live on while the subscriber drains, so their context is not stop's.
 	handling, abandon := context.WithCancelCause(context.WithoutCancel(stop))
 	defer abandon(nil)
@@ -144,7 +156,7 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 	defer stopReading(nil)
 
 	term := newTerm(s.log.config.Lease)
-	d := newDelivery(s.log.config, term.valid, out)
+	d := newDelivery(h, term.valid, out)
 	d.logger = s.logger
 	var keeping, lanes, reader sync.WaitGroup
 	keepCtx, endKeeping := context.WithCancel(handling)
@@ -156,7 +168,7 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 	})
 	keeping.Go(func() { s.keepStoring(keepCtx, d) })
 	keeping.Go(func() { s.keepParking(keepCtx, d) })
-	for range s.log.config.Lanes {
+	for range s.lanes {
 		lanes.Go(func() { d.runLane(reading) })
 	}
 	reader.Go(func() {
@@ -169,11 +181,24 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 	s.drain(&lanes, abandon)
 	endKeeping()
 	keeping.Wait()
-	finished := errors.Join(s.storeChanges(stop, d), s.finish(stop, d))
+	finished := s.finish(stop, d)
 	if stop.Err() == nil {
 		return errors.Join(context.Cause(reading), finished)
 	}
 	return finished
+}
+
+// beginTimeout bounds the first look at the server.
+const beginTimeout = 5 * time.Second
+
+func (s *Subscriber) begin(ctx context.Context) (holder, error) {
+	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
+	defer cancel()
+	h, err := s.log.hold(ctx, s.consumer, s.owner, s.left)
+	if err == nil {
+		s.left = nil
+	}
+	return h, err
 }
 
 // drain waits for the handlers that run. Those that take longer than the log's Drain have their contexts cancelled and
@@ -190,16 +215,18 @@ func (s *Subscriber) drain(lanes *sync.WaitGroup, abandon context.CancelCauseFun
 // finishTimeout bounds the last checkpoints and the release of the shares.
 const finishTimeout = 5 * time.Second
 
-// finish stores where the shares stand, with what is done beyond, and hands them over.
+// finish stores what is parked, and where the shares stand with what is done beyond, and hands them over.
 func (s *Subscriber) finish(stop context.Context, d *delivery) error {
+	err := s.storeChanges(stop, d)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), finishTimeout)
 	defer cancel()
 	if last := d.remaining(); len(last) > 0 {
-		if _, err := s.log.store(ctx, s.consumer, s.owner, last); err != nil {
-			return err
+		if _, failure := d.holder.store(ctx, last); failure != nil {
+			s.left = append(s.left, d.atRest()...)
+			return errors.Join(err, failure)
 		}
 	}
-	return s.log.leave(ctx, s.consumer, s.owner)
+	return errors.Join(err, d.holder.leave(ctx))
 }
 
 // read follows the topic and hands rows to the lanes, window by window. All shares of this process share a window's end;
@@ -216,7 +243,7 @@ func (s *Subscriber) read(ctx context.Context, topic string, d *delivery) error 
 				return ctx.Err()
 			}
 		}
-		w := windowReader{log: s.log, topic: topic, delivery: d, number: window}
+		w := windowReader{topic: topic, delivery: d, number: window}
 		if len(common) > 0 {
 			if err := w.read(ctx, &d.common, boundary, common); err != nil {
 				return err
@@ -244,7 +271,6 @@ func (s *Subscriber) read(ctx context.Context, topic string, d *delivery) error 
 
 // windowReader reads one window for several groups of shares that begin it at different places.
 type windowReader struct {
-	log      *Log
 	topic    string
 	delivery *delivery
 	number   uint64
@@ -271,7 +297,7 @@ func (w *windowReader) read(ctx context.Context, t *track, from place, shares []
 		at.windowEnd = w.end
 	}
 	for {
-		found, err := w.log.read(ctx, w.topic, at, numbers)
+		found, err := w.delivery.holder.read(ctx, w.topic, at, numbers)
 		if err != nil {
 			return err
 		}
@@ -326,7 +352,7 @@ func (s *Subscriber) storeDue(ctx context.Context, d *delivery) {
 func (s *Subscriber) store(ctx context.Context, d *delivery, due []checkpoint) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	reached, err := s.log.store(ctx, s.consumer, s.owner, due)
+	reached, err := d.holder.store(ctx, due)
 	if err != nil {
 		signal(d.dirty)
 		return

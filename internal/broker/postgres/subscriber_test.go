@@ -162,11 +162,11 @@ func TestOneOwnerAtATime(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
 	ctx := t.Context()
-	dead, err := l.claim(ctx, "reader", "a process that was killed", shareCount)
+	dead, err := holds(t, l, "reader", "a process that was killed").claim(ctx, shareCount)
 	if err != nil || len(dead) != shareCount {
 		t.Fatal(len(dead), err)
 	}
-	if more, err := l.claim(ctx, "reader", "another", shareCount); len(more) > 0 || err != nil {
+	if more, err := holds(t, l, "reader", "another").claim(ctx, shareCount); len(more) > 0 || err != nil {
 		t.Fatalf("claimed although held: %v, %v", more, err)
 	}
 	publish(t, l, event("k", 1))
@@ -179,10 +179,10 @@ func TestOneOwnerAtATime(t *testing.T) {
 		old = append(old, checkpoint{number: c.number, epoch: c.epoch, place: c.place, release: true})
 		numbers = append(numbers, c.number)
 	}
-	if stored, err := l.store(ctx, "reader", "a process that was killed", old); len(stored) > 0 || err != nil {
+	if stored, err := holds(t, l, "reader", "a process that was killed").store(ctx, old); len(stored) > 0 || err != nil {
 		t.Errorf("the old owner stored %v: %v", stored, err)
 	}
-	if held, _, err := l.renew(ctx, "reader", "a process that was killed", numbers); len(held) > 0 || err != nil {
+	if held, _, err := holds(t, l, "reader", "a process that was killed").renew(ctx, numbers); len(held) > 0 || err != nil {
 		t.Errorf("the old owner renewed %v: %v", held, err)
 	}
 }
@@ -250,11 +250,11 @@ func TestManyMessagesAreBounded(t *testing.T) {
 		}
 		publish(t, l, batch...)
 	}
-	shares, err := l.claim(t.Context(), "reader", "test", shareCount)
+	shares, err := holds(t, l, "reader", "test").claim(t.Context(), shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDelivery(l.config, func() bool { return true }, make(chan *message.Message))
+	d := newDelivery(holds(t, l, "reader", "test"), func() bool { return true }, make(chan *message.Message))
 	d.join(t.Context(), shares, nil)
 	readUntil(t, l, d, func() bool { return d.entries == unackedMax })
 	if d.entries != unackedMax {
@@ -267,7 +267,7 @@ func readUntil(t *testing.T, l *Log, d *delivery, enough func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- newSubscriber(l, "reader").read(ctx, "user", d) }()
+	go func() { ended <- newSubscriber(l, "reader", testLanes).read(ctx, "user", d) }()
 	eventually(t, "messages up to the limit", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -341,11 +341,11 @@ func TestLargeMessagesAreBounded(t *testing.T) {
 		m.Payload = make([]byte, 256<<10)
 		publish(t, l, m)
 	}
-	shares, err := l.claim(t.Context(), "reader", "test", shareCount)
+	shares, err := holds(t, l, "reader", "test").claim(t.Context(), shareCount)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDelivery(l.config, func() bool { return true }, make(chan *message.Message))
+	d := newDelivery(holds(t, l, "reader", "test"), func() bool { return true }, make(chan *message.Message))
 	d.join(t.Context(), shares, nil)
 	readUntil(t, l, d, func() bool { return d.bytes+row{payload: make([]byte, 256<<10)}.bytes() > unackedBytesMax })
 	if d.bytes > unackedBytesMax {

@@ -143,6 +143,7 @@ func (l *Log) startLookout() (stop func()) {
 
 // poll looks at all topics with one query, and signals those that have something new.
 func (l *Log) poll(ctx context.Context) {
+	var server time.Time
 	seen := make(map[string]place)
 	for {
 		sleep(ctx, l.config.Poll)
@@ -152,7 +153,8 @@ func (l *Log) poll(ctx context.Context) {
 		l.lookout.mu.Lock()
 		topics := slices.Sorted(maps.Keys(l.lookout.topics))
 		l.lookout.mu.Unlock()
-		if err := l.look(ctx, topics, seen); err != nil && ctx.Err() == nil {
+		var err error
+		if server, err = l.look(ctx, topics, server, seen); err != nil && ctx.Err() == nil {
 			l.logger.Debug("poll failed", slog.Any("error", err))
 		}
 	}
@@ -162,20 +164,20 @@ func (l *Log) poll(ctx context.Context) {
 const dueMark = "!"
 
 // look compares each topic with where it was seen last, from where something new can be. What was not seen before is
-// signalled once to be sure.
-func (l *Log) look(ctx context.Context, topics []string, seen map[string]place) error {
+// signalled once to be sure. It returns which server was looked at; on another one than was named all topics are signalled.
+func (l *Log) look(ctx context.Context, topics []string, server time.Time, seen map[string]place) (now time.Time, err error) {
 	if len(topics) == 0 {
-		return nil
+		return server, nil
 	}
 	var query strings.Builder
 	var args []any
-	query.WriteString(`SELECT pg_current_snapshot()::text, topic, floor, late FROM (`)
+	query.WriteString(`SELECT pg_postmaster_start_time(), pg_current_snapshot()::text, topic, floor, late FROM (`)
 	for i, topic := range topics {
 		if i > 0 {
 			query.WriteString(` UNION ALL `)
 		}
 		last, n := seen[topic], len(args)
-		args = append(args, topic, nullable(last.snapshot), last.floor, l.seals.before(topic, last.snapshot))
+		args = append(args, topic, nullable(last.snapshot), last.floor, l.seals.before(server, topic, last.snapshot))
 		table := l.topicTable(topic)
 		fmt.Fprintf(&query, `SELECT $%[2]d::text AS topic, (SELECT coalesce(max(position), 0) FROM %[1]s WHERE position > $%[5]d) AS floor,
 			EXISTS (SELECT FROM %[1]s WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($%[3]d::pg_snapshot)))
@@ -185,32 +187,37 @@ func (l *Log) look(ctx context.Context, topics []string, seen map[string]place) 
 			table, n+1, n+2, n+3, n+4)
 	}
 	// A consumer that rests is woken for what it has parked.
-	query.WriteString(`) AS topics UNION ALL SELECT '', '` + dueMark + `' || consumer, 0, true FROM ` + l.table("consumers") + ` AS c
+	query.WriteString(`) AS topics
+		UNION ALL SELECT pg_postmaster_start_time(), '', '` + dueMark + `' || consumer, 0, true FROM ` + l.table("consumers") + ` AS c
 		WHERE EXISTS (SELECT FROM ` + l.table("parked") + ` AS p
 			WHERE p.consumer = c.consumer AND p.state = 'retry' AND p.run_at <= clock_timestamp())`)
 	rows, err := l.pool.Query(ctx, query.String(), append([]any{l.perValue}, args...)...)
 	if err != nil {
-		return fmt.Errorf("look at topics: %w", err)
+		return server, fmt.Errorf("look at topics: %w", err)
 	}
-	var now, topic string
+	var snapshot, topic string
 	var floor int64
 	var late bool
-	_, err = pgx.ForEachRow(rows, []any{&now, &topic, &floor, &late}, func() error {
+	anew := sync.OnceFunc(func() { clear(seen) })
+	_, err = pgx.ForEachRow(rows, []any{&now, &snapshot, &topic, &floor, &late}, func() error {
 		if strings.HasPrefix(topic, dueMark) {
 			l.wakeup.signal(topic)
 			return nil
 		}
+		if !now.Equal(server) {
+			anew()
+		}
 		last, known := seen[topic]
-		seen[topic] = place{snapshot: now, floor: max(last.floor, floor)}
+		seen[topic] = place{snapshot: snapshot, floor: max(last.floor, floor)}
 		if !known || floor > last.floor || late {
 			l.wakeup.signal(topic)
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("look at topics: %w", err)
+		return server, fmt.Errorf("look at topics: %w", err)
 	}
-	return nil
+	return now, nil
 }
 
 // listen signals the topics that other processes tell of, on a connection of its own. Behind a pooler that hands a

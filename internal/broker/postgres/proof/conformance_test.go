@@ -110,7 +110,7 @@ func (g *groupSubscriber) Subscribe(ctx context.Context, topic string) (<-chan *
 		return nil, err
 	}
 	name := "t" + topicName(topic)
-	s, err := g.log.Subscriber(g.consumer(name))
+	s, err := g.log.Subscriber(g.consumer(name), lanes)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func TestSubscriberContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	open := func() message.Subscriber {
-		s, err := l.Subscriber("reader")
+		s, err := l.Subscriber("reader", lanes)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -76,13 +76,16 @@ func readerMain() error {
 	var maintaining sync.WaitGroup
 	defer maintaining.Wait()
 	maintaining.Go(func() { l.Maintain(stop) })
-	s, err := l.Subscriber(config.Consumer)
+	s, err := l.Subscriber(config.Consumer, lanes)
 	if err != nil {
 		return err
 	}
 	r := &reader{config: config, log: l, records: records, refused: make(map[string]bool)}
 	return errors.Join(r.run(stop, s), records.Close())
 }
+
+// lanes is how many keys a reader handles at the same time.
+const lanes = 16
 
 type reader struct {
 	config  readerConfig

@@ -1,0 +1,77 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What a process knows of the log, places above all, it has seen on a certain server. A standby that is promoted without the
+// last commits, or a backup that is put in the server's place, gives out the same transaction ids and positions again, for
+// other events: there a place that was reached before says that they were handled. Whoever looks for that only when it
+// connects looks too early, since an address may lead elsewhere between any two statements.
+//
+// So every statement that rests on what was seen names the server's start, and whichever transaction id is the latest of
+// what was seen, and fails where they cannot be true (same_server). Then the work begins anew from what is stored there.
+// Any start of the server has that effect, also one that lost nothing: what was acknowledged and not stored comes again.
+
+// codeOtherServer is raised by same_server.
+const codeOtherServer = "PB002"
+
+// holder is who holds shares of a consumer, as it is known to the server of that start.
+type holder struct {
+	log             *Log
+	consumer, owner string
+	server          time.Time
+}
+
+// hold begins a holder's work on whatever server is there now. Shares that the owner has left over from work before are given
+// free, where they stand: nothing of them may be with a handler any more.
+func (l *Log) hold(ctx context.Context, consumer, owner string, left []int16) (holder, error) {
+	h := holder{log: l, consumer: consumer, owner: owner}
+	err := l.pool.QueryRow(ctx, `WITH freed AS (
+			UPDATE `+l.table("consumer_shares")+` SET owner = NULL, lease_until = NULL, epoch = epoch + 1
+			WHERE consumer = $1 AND owner = $2 AND share = ANY ($3))
+		SELECT pg_postmaster_start_time()`, consumer, owner, left).Scan(&h.server)
+	if err != nil {
+		return holder{}, fmt.Errorf("begin work for %s: %w", consumer, err)
+	}
+	return h, nil
+}
+
+// sameServer is a condition that fails the statement on another server. Both parameters are SQL; the id may be NULL.
+func (l *Log) sameServer(started, latest string) string {
+	return l.table("same_server") + `(` + started + `, ` + latest + `)`
+}
+
+// latest is the first transaction id that the place knows nothing of, nil without one.
+func (p place) latest() *string {
+	var latest *string
+	for _, snapshot := range []string{p.snapshot, p.windowEnd} {
+		if _, rest, ok := strings.Cut(snapshot, ":"); ok {
+			xmax, _, _ := strings.Cut(rest, ":")
+			latest = later(latest, &xmax)
+		}
+	}
+	return latest
+}
+
+// later is the higher one of two transaction ids.
+func later(a, b *string) *string {
+	switch {
+	case a == nil:
+		return b
+	case b == nil || number(*a) >= number(*b):
+		return a
+	default:
+		return b
+	}
+}
+
+// number reads a transaction id that came from Postgres.
+func number(id string) uint64 {
+	n, _ := strconv.ParseUint(id, 10, 64) // Postgres wrote it
+	return n
+}

@@ -1,0 +1,258 @@
+package postgres
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// TestOlderServerComesBack replaces the server by a copy of it from before the last commits, for less than a lease and
+// while the consumer waits for events: what commits afterwards has the positions and transaction ids of what was lost, and
+// is delivered all the same.
+func TestOlderServerComesBack(t *testing.T) {
+	t.Parallel()
+	l, server := ownLog(t, Config{Lease: 10 * time.Minute, Poll: time.Hour, Rest: time.Hour, NotifyOff: true}, "reader")
+	withoutAutovacuum(t, l)
+	s := subscriber(t, l, "reader")
+	in := listen(t.Context(), t, s, nil)
+	publish(t, l, event("k", 0))
+	in.await(t, 1)
+	data, backup := filepath.Join(server.Dir(), "data"), filepath.Join(server.Dir(), "backup")
+	server.Stop()
+	command(t, "cp", "-a", data, backup)
+	server.Start()
+	eventuallyConnected(t, l)
+	for n := range 40 {
+		publish(t, l, event("k", 100+n))
+	}
+	in.await(t, 41)
+	eventually(t, "the place is stored", func() bool { return waitingFor(t, l, "reader") == 0 })
+	server.Stop()
+	if err := os.RemoveAll(data); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "mv", backup, data)
+	server.Start()
+	eventuallyConnected(t, l)
+	var want []string
+	for n := range 40 {
+		m := event("k", 200+n)
+		want = append(want, string(m.Payload))
+		publish(t, l, m)
+	}
+	in.await(t, 81)
+	got := slices.DeleteFunc(in.all(), func(payload string) bool { return !slices.Contains(want, payload) })
+	if !slices.Equal(got, want) {
+		t.Errorf("after the older server came back %d of %d events were delivered: %q", len(got), len(want), got)
+	}
+}
+
+// TestRestartedServerHandsOverAtOnce: work that was interrupted by a restart of the server does not wait for its own leases.
+func TestRestartedServerHandsOverAtOnce(t *testing.T) {
+	t.Parallel()
+	l, server := ownLog(t, Config{Lease: time.Hour, RetryMin: 10 * time.Millisecond}, "reader")
+	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
+	for n := range 3 {
+		publish(t, l, event("k", n))
+		in.await(t, n+1)
+		server.Stop()
+		server.Start()
+		eventuallyConnected(t, l)
+	}
+	publish(t, l, event("k", 3))
+	in.await(t, 4)
+}
+
+func eventuallyConnected(t *testing.T, l *Log) {
+	t.Helper()
+	eventually(t, "the server answers", func() bool { return l.pool.Ping(t.Context()) == nil })
+	l.pool.Reset() // connections to the server as it was are of no use
+}
+
+func waitingFor(t *testing.T, l *Log, consumer string) int {
+	t.Helper()
+	status, _, err := l.Status(t.Context(), Subscription{Consumer: consumer, Topic: "user"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status.Waiting
+}
+
+func command(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", name, err, out)
+	}
+}
+
+// TestPlaceOfAnotherServer: each statement that rests on what was seen on a server fails on another one, and changes nothing.
+func TestPlaceOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	here := holds(t, l, "reader", "owner")
+	held, err := here.claim(t.Context(), shareCount-1)
+	if err != nil || len(held) != shareCount-1 {
+		t.Fatalf("claimed %d shares: %v", len(held), err)
+	}
+	there := here
+	there.server = there.server.Add(-time.Microsecond)
+	before := tableOf(t, l)
+	v, _ := judge(soon(), 1)
+	parked := change{
+		share: &share{number: 3, epoch: held[3].epoch}, key: "a", position: 1, kind: changePark, state: v.state, failure: &v.failure,
+		entry: &entry{row: row{position: 1, id: uuid.New(), payload: []byte("x")}},
+	}
+	for what, do := range map[string]func(context.Context) error{
+		"claim":  func(ctx context.Context) error { _, err := there.claim(ctx, shareCount); return err },
+		"renew":  func(ctx context.Context) error { _, _, err := there.renew(ctx, []int16{1, 2}); return err },
+		"read":   func(ctx context.Context) error { _, err := there.read(ctx, "user", held[0].place, nil); return err },
+		"park":   func(ctx context.Context) error { _, err := there.park(ctx, []change{parked}); return err },
+		"due":    func(ctx context.Context) error { _, err := there.dueKeys(ctx, []int16{3}); return err },
+		"parked": func(ctx context.Context) error { _, err := there.parkedKeys(ctx, []int16{3}); return err },
+		"line":   func(ctx context.Context) error { _, _, err := there.line(ctx, "a"); return err },
+		"checkpoint": func(ctx context.Context) error {
+			_, err := there.store(ctx, []checkpoint{{number: 3, epoch: held[3].epoch, place: held[3].place, release: true}})
+			return err
+		},
+	} {
+		if err := do(t.Context()); !hasCode(err, codeOtherServer) {
+			t.Errorf("%s on another server: %v", what, err)
+		}
+	}
+	if after := tableOf(t, l); after != before {
+		t.Errorf("it left\n%s\nafter\n%s", after, before)
+	}
+}
+
+// tableOf is what the shares look like.
+func tableOf(t *testing.T, l *Log) (all string) {
+	t.Helper()
+	err := l.pool.QueryRow(t.Context(), `select string_agg(s::text, E'\n' order by share) from postbus.consumer_shares as s`).Scan(&all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestPlaceFromTheFuture: a server that was put back without being started anew, as a virtual machine is, has not seen the
+// transactions that a place knows of.
+func TestPlaceFromTheFuture(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	h := holds(t, l, "reader", "owner")
+	held, err := h.claim(t.Context(), shareCount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, future := range map[string]func(*place){
+		"snapshot": func(p *place) { p.snapshot = "1000000000:1000000000:" },
+		"window":   func(p *place) { p.windowEnd = "3:1000000000:" },
+	} {
+		p := held[0].place
+		future(&p)
+		if _, err := h.read(t.Context(), "user", p, nil); !hasCode(err, codeOtherServer) {
+			t.Errorf("%s: read from there: %v", name, err)
+		}
+		all := []checkpoint{{number: 0, epoch: held[0].epoch, place: p}, {number: 1, epoch: held[1].epoch, place: held[1].place}}
+		if _, err := h.store(t.Context(), all); !hasCode(err, codeOtherServer) {
+			t.Errorf("%s: stored it: %v", name, err)
+		}
+	}
+}
+
+// TestPartitionsOfAnotherServer: what a survey found says nothing about another server, whose partitions are others under
+// the same names.
+func TestPartitionsOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	publish(t, l, event("k", 1))
+	closePartition(t, l)
+	topics, err := l.survey(t.Context())
+	if err != nil || len(topics) != 1 {
+		t.Fatalf("surveyed %d topics: %v", len(topics), err)
+	}
+	elsewhere := topics[0]
+	elsewhere.server = elsewhere.server.Add(-time.Microsecond)
+	elsewhere.current, elsewhere.parts = 1, []partition{{number: 0}}
+	if err := l.recordClosed(t.Context(), elsewhere); !hasCode(err, codeOtherServer) {
+		t.Errorf("a partition was recorded as closed: %v", err)
+	}
+	if err := l.note(t.Context(), elsewhere, 7); !hasCode(err, codeOtherServer) {
+		t.Errorf("a partition was noted: %v", err)
+	}
+	maintain(t, l)
+	var snapshot string
+	if err := l.pool.QueryRow(t.Context(), `select pg_current_snapshot()::text`).Scan(&snapshot); err != nil {
+		t.Fatal(err)
+	}
+	if at := l.seals.before(topics[0].server, "user", snapshot); at != firstPosition(1) {
+		t.Errorf("here the topic is sealed up to %d, not %d", at, firstPosition(1))
+	}
+	if at := l.seals.before(elsewhere.server, "user", snapshot); at != 0 {
+		t.Errorf("on another server the topic is sealed up to %d", at)
+	}
+}
+
+// TestDroppingLooksAgain: a partition that was detached on another server, and is not on this one, stays.
+func TestDroppingLooksAgain(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	publish(t, l, event("k", 1))
+	if err := l.drop(t.Context(), "user", 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := countRows(t, l); n != 1 {
+		t.Errorf("the topic has %d events, one was published", n)
+	}
+}
+
+func countRows(t *testing.T, l *Log) (n int) {
+	t.Helper()
+	if err := l.pool.QueryRow(t.Context(), `select count(*) from postbus.topic_user`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestPollOfAnotherServer: where topics were seen on another server tells nothing, and everybody is woken.
+func TestPollOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	publish(t, l, event("k", 1))
+	seen := make(map[string]place)
+	server, err := l.look(t.Context(), []string{"user"}, time.Time{}, seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen["gone"] = place{snapshot: "3:3:", floor: 7}
+	for _, c := range []struct {
+		name   string
+		server time.Time
+		wakes  bool
+	}{{"the same", server, false}, {"another", server.Add(-time.Microsecond), true}} {
+		woken := l.wakeup.next("user")
+		now, err := l.look(t.Context(), []string{"user"}, c.server, seen)
+		if err != nil || !now.Equal(server) {
+			t.Fatalf("looked at %s: %v", now, err)
+		}
+		select {
+		case <-woken:
+			if !c.wakes {
+				t.Errorf("%s server: woken for nothing", c.name)
+			}
+		default:
+			if c.wakes {
+				t.Errorf("%s server: not woken", c.name)
+			}
+		}
+	}
+	if len(seen) != 1 {
+		t.Errorf("places of another server are kept: %v", seen)
+	}
+}
