@@ -65,11 +65,13 @@ type routed struct {
 	subscribers
 }
 
-// subscribers makes a function a bus.Subscribers.
+// subscribers makes a function a bus.Subscribers. What it subscribes with knows how many messages are to be out.
 type subscribers func(consumer string) (message.Subscriber, error)
 
 // Subscriber implements bus.Subscribers.
-func (f subscribers) Subscriber(consumer string) (message.Subscriber, error) { return f(consumer) }
+func (f subscribers) Subscriber(consumer string, _ int) (message.Subscriber, error) {
+	return f(consumer)
+}
 
 func (p routed) consume(ctx context.Context, names []string, handle func(consumer string) handler) error {
 	consumers, err := newConsumers(names, handle)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -29,7 +30,7 @@ func openPostbus(ctx context.Context, r request, queries *atomic.Int64) (peer, e
 	if err != nil {
 		return nil, err
 	}
-	log, err := postgres.Open(pool, postgres.Config{Lanes: r.Lanes}, quiet)
+	log, err := postgres.Open(pool, postgres.Config{}, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -38,8 +39,10 @@ func openPostbus(ctx context.Context, r request, queries *atomic.Int64) (peer, e
 		return nil, err
 	}
 	return &postbus{
-		routed: routed{codec: codec, subscribers: log.Subscriber},
-		pool:   pool, manager: uow.NewManager(pool, log, codec, bus.New(quiet)),
+		routed: routed{codec: codec, subscribers: func(consumer string) (message.Subscriber, error) {
+			return log.Subscriber(consumer, cmp.Or(r.Lanes, lanesDefault))
+		}},
+		pool: pool, manager: uow.NewManager(pool, log, codec, bus.New(quiet)),
 	}, nil
 }
 

@@ -95,7 +95,7 @@ func topicsRole(ctx context.Context, r request, _ func(reply) error) (answer rep
 	if err := loadTopics(ctx, (&database{pool: pool}), log, codec, kinds, r); err != nil {
 		return reply{}, err
 	}
-	if err := route(ctx, codec, subscribers(log.Subscriber), consumers); err != nil {
+	if err := route(ctx, codec, log, consumers); err != nil {
 		return reply{}, err
 	}
 	return reply{Handled: handled.Load(), Flowing: time.Duration(last.Load() - first.Load())}, nil

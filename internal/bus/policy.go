@@ -22,6 +22,9 @@ type Policy struct {
 	BackoffMin, BackoffMax time.Duration
 	// Deadline is how long a handler may run. Then its context ends. It is not run a second time beside itself. Default: 1 min.
 	Deadline time.Duration
+	// Concurrency is how many keys a process handles at the same time. More are for handlers that wait for others; what is
+	// behind a handler, such as a pool of connections, has to stand it. Default: 16; at most 1,000.
+	Concurrency int
 	// AfterDeath says what a dead event does to its key. Default: HoldKey.
 	AfterDeath AfterDeath
 }
@@ -36,9 +39,15 @@ const (
 	PassKey
 )
 
+// concurrencyMax keeps a process from more handlers than it can have messages in memory for.
+const concurrencyMax = 1000
+
 func (p Policy) withDefaults() Policy {
 	if p.Attempts == 0 {
 		p.Attempts = 25
+	}
+	if p.Concurrency == 0 {
+		p.Concurrency = 16
 	}
 	set := func(d *time.Duration, value time.Duration) {
 		if *d == 0 {
@@ -59,6 +68,8 @@ func (p Policy) validate() error {
 		return fmt.Errorf("%w: backoff from %s to %s, at least 1 ms", ErrPolicy, p.BackoffMin, p.BackoffMax)
 	case p.Deadline < time.Millisecond:
 		return fmt.Errorf("%w: a deadline of %s, at least 1 ms", ErrPolicy, p.Deadline)
+	case p.Concurrency < 1 || p.Concurrency > concurrencyMax:
+		return fmt.Errorf("%w: a concurrency of %d, from 1 to %d", ErrPolicy, p.Concurrency, concurrencyMax)
 	case p.AfterDeath != HoldKey && p.AfterDeath != PassKey:
 		return fmt.Errorf("%w: after death %d", ErrPolicy, p.AfterDeath)
 	}

@@ -60,6 +60,8 @@ func TestPolicyIsChecked(t *testing.T) {
 		"upside down": {BackoffMin: time.Minute, BackoffMax: time.Second},
 		"deadline":    {Deadline: -time.Second},
 		"after death": {AfterDeath: 7},
+		"concurrency": {Concurrency: -1},
+		"too many":    {Concurrency: concurrencyMax + 1},
 	} {
 		if _, err := NewConsumer("forester", WithPolicy(p)); !errors.Is(err, ErrPolicy) {
 			t.Errorf("%s: %v", name, err)

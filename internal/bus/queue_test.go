@@ -27,7 +27,7 @@ func (q *queue) Subscribe(context.Context, string) (<-chan *message.Message, err
 	return q.messages, nil
 }
 
-func (q *queue) Subscriber(string) (message.Subscriber, error) {
+func (q *queue) Subscriber(string, int) (message.Subscriber, error) {
 	return nil, errors.New("no events here")
 }
 

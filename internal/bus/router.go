@@ -18,9 +18,10 @@ import (
 // Subscribers gives each consumer its own subscriber. The bus closes what it was given.
 //
 // A subscriber delivers the messages of one key one after another, waits for each to be acknowledged, and brings a
-// message that was refused again. Its Close waits for what is being handled.
+// message that was refused again. It has as many messages out at the same time as concurrency says. Its Close waits for
+// what is being handled.
 type Subscribers interface {
-	Subscriber(consumer string) (message.Subscriber, error)
+	Subscriber(consumer string, concurrency int) (message.Subscriber, error)
 }
 
 // Refuser is a Subscribers that wants to know why a message is refused. Refuse is called in the handler's goroutine, before
@@ -48,7 +49,8 @@ func NewRouter(codec *Codec, from Subscribers, logger *slog.Logger, adapter wate
 	if err != nil {
 		return nil, fmt.Errorf("make router: %w", err)
 	}
-	processor, err := cqrs.NewEventGroupProcessorWithConfig(router, cqrs.EventGroupProcessorConfig{
+	r := &Router{router: router, catalogue: codec.catalogue, logger: logger, consumers: make(map[string]*Consumer)}
+	r.processor, err = cqrs.NewEventGroupProcessorWithConfig(router, cqrs.EventGroupProcessorConfig{
 		GenerateSubscribeTopic: func(p cqrs.EventGroupProcessorGenerateSubscribeTopicParams) (string, error) {
 			name := codec.Name(p.EventGroupHandlers[0].NewEvent())
 			definition, ok := codec.catalogue.Lookup(name)
@@ -58,7 +60,7 @@ func NewRouter(codec *Codec, from Subscribers, logger *slog.Logger, adapter wate
 			return definition.Topic, nil
 		},
 		SubscriberConstructor: func(p cqrs.EventGroupProcessorSubscriberConstructorParams) (message.Subscriber, error) {
-			return from.Subscriber(p.EventGroupName)
+			return from.Subscriber(p.EventGroupName, r.consumers[p.EventGroupName].policy.Concurrency)
 		},
 		AckOnUnknownEvent: true, // a topic carries event types that this consumer does not take
 		Marshaler:         codec,
@@ -66,9 +68,6 @@ func NewRouter(codec *Codec, from Subscribers, logger *slog.Logger, adapter wate
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make event group processor: %w", err)
-	}
-	r := &Router{
-		router: router, processor: processor, catalogue: codec.catalogue, logger: logger, consumers: make(map[string]*Consumer),
 	}
 	r.refuser, _ = from.(Refuser)
 	router.AddMiddleware(r.tellWhy, r.limitTime, r.recoverPanics, r.knownTypes, underCause)
@@ -79,11 +78,14 @@ func NewRouter(codec *Codec, from Subscribers, logger *slog.Logger, adapter wate
 // catalogue, and an error for a consumer without handlers or one added twice.
 func (r *Router) Add(consumers ...*Consumer) error {
 	for _, c := range consumers {
-		if err := r.processor.AddHandlersGroup(c.name, c.handlers...); err != nil {
-			return fmt.Errorf("add consumer %s: %w", c.name, err)
+		if _, ok := r.consumers[c.name]; ok {
+			return fmt.Errorf("add consumer %s: %w", c.name, ErrDuplicate)
 		}
 		c.refuser = r.refuser
 		r.consumers[c.name] = c
+		if err := r.processor.AddHandlersGroup(c.name, c.handlers...); err != nil {
+			return fmt.Errorf("add consumer %s: %w", c.name, err)
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -199,6 +200,42 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// TestConcurrencyIsTheConsumersOwn: a consumer handles as many keys at the same time as its policy says, no more and no fewer.
+func TestConcurrencyIsTheConsumersOwn(t *testing.T) {
+	t.Parallel()
+	const keys = 30
+	begun := make(chan string, keys)
+	release := make(chan struct{})
+	few, err := bus.NewConsumer("narrow", bus.WithPolicy(bus.Policy{Concurrency: 2}))
+	must(t, err)
+	must(t, bus.Handle(few, func(_ context.Context, e planted) error {
+		begun <- e.ID
+		<-release
+		return nil
+	}))
+	many, err := bus.NewConsumer("wide", bus.WithPolicy(bus.Policy{Concurrency: keys}))
+	must(t, err)
+	var together sync.WaitGroup
+	together.Add(keys)
+	all := make(chan string, keys)
+	must(t, bus.Handle(many, func(_ context.Context, e planted) error {
+		together.Done()
+		together.Wait() // for all of the others
+		all <- e.ID
+		return nil
+	}))
+	r := start(t, few, many)
+	for i := range keys {
+		r.send(t, t.Context(), planted{fmt.Sprintf("tree-%d", i)})
+	}
+	collect(t, all, keys)
+	collect(t, begun, 2)
+	if n := len(begun); n > 0 {
+		t.Errorf("%d were handled at the same time, want 2", 2+n)
+	}
+	close(release)
 }
 
 // TestOverrunIsRetriedAndNeverBesideItself: the context ends, and the event comes again only when the handler has returned.
