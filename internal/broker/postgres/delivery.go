@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -154,7 +153,7 @@ func (d *delivery) deliver(reading context.Context, q *queue) {
 		return
 	}
 	m := message.NewMessage(e.id.String(), e.payload)
-	m.Metadata = maps.Clone(e.metadata)              // the handler may write to its own
+	m.Metadata = e.handOut()
 	ctx, end := context.WithCancelCause(e.share.ctx) // ends with the message's answer, as message.Subscriber has it
 	defer func() { end(context.Cause(e.share.ctx)) }()
 	m.SetContext(context.WithValue(ctx, flightKey{}, e))

@@ -336,7 +336,7 @@ func (s *Subscriber) tellDead(changes []change) {
 	for _, c := range changes {
 		if c.state == stateHeld || c.state == stateDead {
 			s.logger.Error("event is dead", slog.String("message_uuid", c.entry.id.String()),
-				slog.String("event_type", c.entry.metadata.Get(typeAttribute)), slog.String("reason", c.failure.Class),
+				slog.String("event_type", c.entry.eventType()), slog.String("reason", c.failure.Class),
 				slog.String("state", c.state))
 		}
 	}

@@ -20,7 +20,7 @@ func FuzzDecodeMetadata(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var want message.Metadata
 		wantErr := json.Unmarshal(raw, &want)
-		got, err := decodeMetadata(raw)
+		got, err := decodeMetadata(string(raw))
 		if (err == nil) != (wantErr == nil) {
 			t.Fatalf("%q: error %v, want %v", raw, err, wantErr)
 		}

@@ -166,7 +166,7 @@ func (l *Log) queueChange(batch *pgx.Batch, consumer string, hash uuid.UUID, c c
 		if failures, err = json.Marshal([]failure{*c.failure}); err != nil {
 			return fmt.Errorf("encode failure: %w", err)
 		}
-		alike := fingerprintOf(c.entry.metadata.Get(typeAttribute), c.failure)
+		alike := fingerprintOf(c.entry.eventType(), c.failure)
 		fingerprint = &alike
 	}
 	const timing = `CASE WHEN $4 = 'retry' THEN clock_timestamp() + $5::interval END,
@@ -178,10 +178,6 @@ func (l *Log) queueChange(batch *pgx.Batch, consumer string, hash uuid.UUID, c c
 			consumer, hash, c.position, c.state, c.wait, failuresMax, failures, fingerprint)
 		return nil
 	}
-	metadata, err := json.Marshal(c.entry.metadata)
-	if err != nil {
-		return fmt.Errorf("encode metadata: %w", err)
-	}
 	attempts := 0
 	if c.failure != nil {
 		attempts = 1
@@ -190,8 +186,8 @@ func (l *Log) queueChange(batch *pgx.Batch, consumer string, hash uuid.UUID, c c
 			metadata, payload, failures, fingerprint)
 		SELECT $1, $2, $3, $4::text, `+timing+`, $6, $7, $8, $9, $10, $11, $12, $13, $14
 		ON CONFLICT DO NOTHING`,
-		consumer, hash, c.position, c.state, c.wait, c.share.number, attempts, c.entry.id, c.entry.metadata.Get(typeAttribute), c.key,
-		string(metadata), c.entry.payload, failures, fingerprint)
+		consumer, hash, c.position, c.state, c.wait, c.share.number, attempts, c.entry.id, c.entry.eventType(), c.key,
+		c.entry.raw, c.entry.payload, failures, fingerprint)
 	return nil
 }
 
@@ -262,15 +258,14 @@ func (h holder) line(ctx context.Context, key string) (waiting []waitingRow, exi
 	}
 	stopped := false
 	var w waitingRow
-	var metadata []byte
 	var stops *bool
-	_, err = pgx.ForEachRow(rows, []any{&w.position, &w.share, &stops, &w.attempts, &w.id, &metadata, &w.payload}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&w.position, &w.share, &stops, &w.attempts, &w.id, &w.raw, &w.payload}, func() error {
 		exists = true
 		if stopped = stopped || stops != nil && *stops; stopped {
 			return nil
 		}
 		next := w
-		if next.metadata, err = decodeMetadata(metadata); err != nil {
+		if next.metadata, err = decodeMetadata(w.raw); err != nil {
 			return fmt.Errorf("position %d: metadata is not JSON", w.position)
 		}
 		next.payload = append([]byte(nil), w.payload...)

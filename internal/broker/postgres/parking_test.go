@@ -269,7 +269,7 @@ func TestLineOfALostShareIsLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &share{number: 3, epoch: held[3].epoch}
-	e := &entry{row: row{position: 1, id: madeAt(0), metadata: message.Metadata{}, payload: []byte("x")}}
+	e := &entry{row: row{position: 1, id: madeAt(0), raw: "{}", payload: []byte("x")}}
 	v, ok := judge(soon(), 1)
 	park := func(consumer, owner string, epoch int64) bool {
 		t.Helper()

@@ -40,7 +40,8 @@ type row struct {
 	position int64
 	share    int16
 	id       uuid.UUID
-	metadata message.Metadata
+	raw      string           // the metadata as they are stored
+	metadata message.Metadata // decoded, until they are handed out
 	payload  []byte
 	after    place
 }
@@ -50,6 +51,21 @@ func (r row) key() string {
 		return key
 	}
 	return r.id.String()
+}
+
+// handOut returns the metadata for a handler, which may write to them: each time others.
+func (r *row) handOut() message.Metadata {
+	m := r.metadata
+	if r.metadata = nil; m == nil {
+		m, _ = decodeMetadata(r.raw) // it was decoded before
+	}
+	return m
+}
+
+// eventType is what the row's metadata say, whether they were handed out or not.
+func (r row) eventType() string {
+	m, _ := decodeMetadata(r.raw) // it was decoded before
+	return m.Get(typeAttribute)
 }
 
 func (r row) bytes() int { return len(r.payload) + metadataBytesEstimate }
@@ -87,7 +103,7 @@ func (h holder) read(ctx context.Context, topic string, from place, shares []int
 		var position *int64
 		var slot *int16
 		var id *uuid.UUID
-		var metadata []byte
+		var metadata *string
 		r := row{}
 		if err := rows.Scan(&now, &position, &slot, &id, &metadata, &r.payload); err != nil {
 			return page{}, fmt.Errorf("read topic %s: %w", topic, err)
@@ -98,7 +114,8 @@ func (h holder) read(ctx context.Context, topic string, from place, shares []int
 		if position == nil { // nothing new; the row is there for the snapshot's sake
 			break
 		}
-		if r.metadata, err = decodeMetadata(metadata); err != nil {
+		r.raw = *metadata
+		if r.metadata, err = decodeMetadata(r.raw); err != nil {
 			return page{}, fmt.Errorf("read topic %s, position %d: metadata is not JSON", topic, *position)
 		}
 		r.position, r.share, r.id = *position, *slot%shareCount, *id

@@ -106,7 +106,7 @@ func TestPlaceOfAnotherServer(t *testing.T) {
 	v, _ := judge(soon(), 1)
 	parked := change{
 		share: &share{number: 3, epoch: held[3].epoch}, key: "a", position: 1, kind: changePark, state: v.state, failure: &v.failure,
-		entry: &entry{row: row{position: 1, id: uuid.New(), payload: []byte("x")}},
+		entry: &entry{row: row{position: 1, id: uuid.New(), raw: "{}", payload: []byte("x")}},
 	}
 	for what, do := range map[string]func(context.Context) error{
 		"claim":  func(ctx context.Context) error { _, err := there.claim(ctx, shareCount); return err },
