@@ -65,7 +65,12 @@ func load(ctx context.Context, db *database, kind string, consumers []string, co
 		if err := provisionRiver(ctx, db.pool); err != nil {
 			return err
 		}
-		return loadRiver(ctx, db.pool, count)
+		return loadRiver(ctx, db.pool, count, nil)
+	case kindJobs:
+		if err := provisionJobs(ctx, db.pool); err != nil {
+			return err
+		}
+		return loadJobs(ctx, db.pool, count)
 	default:
 		return errors.New(kind + " does not use Postgres")
 	}

@@ -33,13 +33,16 @@ type request struct {
 	Wait      time.Duration `json:"wait"`     // in the handler
 	From      int64         `json:"from"`     // window to count in, nanoseconds since 1970
 	Until     int64         `json:"until"`    //
-	Rounds    int           `json:"rounds"`   // repetitions in one process
+	Rounds    int           `json:"rounds"`   // repetitions in one process, or steps of simulated time
 	Topics    int           `json:"topics"`   // how many topics exist
 	Spread    bool          `json:"spread"`   // the events are in all of them, not in one
 	Publish   bool          `json:"publish"`  // this process publishes
 	Consume   bool          `json:"consume"`  // this process consumes
 	Interval  time.Duration `json:"interval"` // between events; open loop
 	Idle      bool          `json:"idle"`     // closed loop with random pauses instead
+	Pause     time.Duration `json:"pause"`    // the shortest of those; 0 is the usual one
+	Rest      time.Duration `json:"rest"`     // until a consumer rests; 0 is the default
+	Age       time.Duration `json:"age"`      // that retention keeps events for; 0 is for ever
 	History   int           `json:"-"`        // events that were there before the consumer
 	Sleeper   time.Duration `json:"sleeper"`  // how long another consumer's handler sleeps at its first event
 	BurnDown  bool          `json:"burn_down"`
@@ -63,6 +66,9 @@ type reply struct {
 	Sent    map[int64]int64 `json:"sent,omitempty"` // event to nanoseconds since 1970
 	Got     map[int64]int64 `json:"got,omitempty"`
 	Ended   int64           `json:"ended,omitempty"` // when it stopped waiting for more, nanoseconds since 1970
+	Late    float64         `json:"late,omitempty"`  // handled in a second, towards the end
+	Blocks  int64           `json:"blocks,omitempty"`
+	Sizes   []int64         `json:"sizes,omitempty"` // in bytes, after each step
 }
 
 // role does what a request asks for. It says when it is ready, and ends when it is done, or soon after ctx.
@@ -71,7 +77,7 @@ type role func(ctx context.Context, r request, ready func(reply) error) (reply, 
 func roles() map[string]role {
 	return map[string]role{
 		"drain": drainRole, "window": windowRole, "bursts": burstsRole, "topics": topicsRole, "latency": latencyRole,
-		"idle": idleRole, "nats": natsServerRole,
+		"idle": idleRole, "steady": steadyRole, "retention": retentionRole, "nats": natsServerRole,
 	}
 }
 

@@ -109,13 +109,15 @@ func (d *database) settle(ctx context.Context) error {
 	return nil
 }
 
-// nextXID is the next transaction id of the cluster. Asking takes none.
-func (d *database) nextXID(ctx context.Context) (xid int64, err error) {
-	err = d.pool.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&xid)
+// spent is the next transaction id of the cluster, and how many blocks this database has looked at, as far as that is known
+// yet. Asking takes no transaction id.
+func (d *database) spent(ctx context.Context) (xid, blocks int64, err error) {
+	err = d.pool.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+		(SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = current_database())`).Scan(&xid, &blocks)
 	if err != nil {
-		return 0, fmt.Errorf("read transaction id: %w", err)
+		return 0, 0, fmt.Errorf("read transaction id and blocks: %w", err)
 	}
-	return xid, nil
+	return xid, blocks, nil
 }
 
 // close drops the database with whoever is still connected to it. It works also when the measurement was cancelled.

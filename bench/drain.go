@@ -76,10 +76,15 @@ func (b *bench) drain(ctx context.Context, kind string, count int, limit time.Du
 	if a.Handled == 0 || (limit == 0 && a.Handled != int64(count)) {
 		return nil, fmt.Errorf("%d of %d events were handled", a.Handled, count)
 	}
+	return drained(a), nil
+}
+
+// drained is the sample of a process that has handled something.
+func drained(a reply) sample {
 	return sample{
 		"rate": perSecond(a.Handled, a.Elapsed), "memory": float64(a.Peak) / 1e6,
 		"cpu": float64(a.CPU.Microseconds()) / float64(a.Handled),
-	}, nil
+	}
 }
 
 func perSecond(n int64, d time.Duration) float64 { return float64(n) / d.Seconds() }
@@ -119,7 +124,7 @@ func drainOnce(ctx context.Context, p peer, r request) (reply, error) {
 		}
 	})
 	elapsed := time.Since(began)
-	if finished := time.Duration(last.Load()); finished > 0 && r.Kind != kindPostbus {
+	if finished := time.Duration(last.Load()); finished > 0 && r.Kind != kindPostbus && r.Kind != kindJobs {
 		elapsed = finished
 	} else if r.Limit > 0 && elapsed > r.Limit && finished == 0 {
 		elapsed = r.Limit // what follows is the stopping

@@ -12,7 +12,7 @@ import (
 	"postbus/internal/domain"
 )
 
-// orderPlaced is the event that everybody carries, as JSON of some 170 bytes. It is River's job as well.
+// orderPlaced is the event that everybody carries, as JSON of some 170 bytes. It is also the job, River's and ours.
 type orderPlaced struct {
 	OrderID  string    `json:"order_id"`
 	Number   int64     `json:"number"` // tells the events of a measurement apart
@@ -31,8 +31,8 @@ func (orderPlaced) EventType() string { return topicName + ".placed" }
 // EventKey implements domain.Keyed.
 func (e orderPlaced) EventKey() string { return e.OrderID }
 
-// Kind implements river.JobArgs.
-func (orderPlaced) Kind() string { return "order_placed" }
+// Kind implements river.JobArgs and job.Args.
+func (orderPlaced) Kind() string { return "order-placed" }
 
 // keys is how many orders the events of a backlog are spread over.
 const keys = 10_000

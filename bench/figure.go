@@ -16,6 +16,7 @@ type figure struct {
 	title      string
 	how        string // what is done, for the document
 	metrics    []metric
+	points     []metric // are for the picture only
 	contenders []contender
 	checks     []check
 	partial    bool // not all of its contenders are taken
@@ -45,14 +46,15 @@ type skipped struct{ why string }
 
 func (s skipped) Error() string { return s.why }
 
-// measureTimeout bounds one measurement, its preparation included.
+// measureTimeout bounds one measurement, its preparation included, beside what a flag asks for.
 const measureTimeout = 10 * time.Minute
 
 // figures lists them all, in the order of the table.
 func figures() []figure {
 	return []figure{
 		drainFigure(), backlogFigure(), topicsFigure(), commitFigure(), batchFigure(),
-		idleLatencyFigure(), otherLatencyFigure(), loadLatencyFigure(), isolationFigure(), idleFigure(), waitingFigure(),
+		idleLatencyFigure(), otherLatencyFigure(), restLatencyFigure(), loadLatencyFigure(), isolationFigure(), idleFigure(),
+		waitingFigure(), retentionFigure(), jobsFigure(), jobsLatencyFigure(), jobsHeldFigure(), jobsScheduledFigure(),
 	}
 }
 
@@ -153,7 +155,7 @@ func (b *bench) take(ctx context.Context, f figure) (result, error) {
 }
 
 func (b *bench) measure(ctx context.Context, c contender) (sample, error) {
-	ctx, cancel := context.WithTimeout(ctx, measureTimeout)
+	ctx, cancel := context.WithTimeout(ctx, measureTimeout+b.hold)
 	defer cancel()
 	return c.measure(ctx, b)
 }
@@ -167,7 +169,7 @@ func (b *bench) summarise(f figure, samples map[string][]sample, why map[string]
 		if why[c.name] != "" {
 			r.Rows = append(r.Rows, row{Contender: c.name, Skipped: why[c.name]})
 		}
-		for _, m := range f.metrics {
+		for i, m := range slices.Concat(f.metrics, f.points) {
 			var values []float64
 			for _, s := range samples[c.name] {
 				if v, ok := s[m.name]; ok {
@@ -175,7 +177,9 @@ func (b *bench) summarise(f figure, samples map[string][]sample, why map[string]
 				}
 			}
 			if len(values) > 0 {
-				r.Rows = append(r.Rows, row{Contender: c.name, Metric: m.name, Unit: m.unit, spread: spreadOf(values)})
+				r.Rows = append(r.Rows, row{
+					Contender: c.name, Metric: m.name, Unit: m.unit, Point: i >= len(f.metrics), spread: spreadOf(values),
+				})
 			}
 		}
 	}

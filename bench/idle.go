@@ -25,13 +25,7 @@ func idleFigure() figure {
 				return nil, err
 			}
 			defer func() { err = errors.Join(err, store.close(ctx)) }()
-			period := b.seconds(idlePeriod, idleShortest)
-			a, err := b.call(ctx, request{
-				Role: "idle", Kind: kind, URL: store.url, Consumers: names, Limit: period, Wait: b.seconds(idleSettle, idleShortest),
-			})
-			return sample{
-				queries: perSecond(a.Queries, period), ids: perSecond(a.Handled, period), "cpu": 100 * a.CPU.Seconds() / period.Seconds(),
-			}, err
+			return b.idle(ctx, request{Kind: kind, URL: store.url, Consumers: names})
 		}}
 	}
 	return figure{
@@ -46,6 +40,17 @@ func idleFigure() figure {
 			{what: "transaction ids/s of postbus", limit: 0, atMost: true, of: value(kindPostbus, ids)},
 		},
 	}
+}
+
+// idle measures what a process costs that has nothing to do.
+func (b *bench) idle(ctx context.Context, r request) (sample, error) {
+	period := b.seconds(idlePeriod, idleShortest)
+	r.Role, r.Limit, r.Wait = "idle", period, b.seconds(idleSettle, idleShortest)
+	a, err := b.call(ctx, r)
+	return sample{
+		"queries": perSecond(a.Queries, period), "transaction ids": perSecond(a.Handled, period),
+		"blocks": perSecond(a.Blocks, period), "cpu": 100 * a.CPU.Seconds() / period.Seconds(),
+	}, err
 }
 
 // idleRole has consumers that nothing comes to after the first event. The answer's Handled is how many transaction ids were taken.
@@ -69,16 +74,17 @@ func idleRole(ctx context.Context, r request, _ func(reply) error) (answer reply
 			return func(context.Context, int64) error { return nil }
 		})
 	}()
-	sleep(ctx, r.Wait)
 	db := &database{pool: pool}
-	ids, err := db.nextXID(ctx)
+	_, _, err = db.spent(ctx) // connects, which looks at many blocks
+	sleep(ctx, r.Wait)
+	ids, blocks, err1 := db.spent(ctx)
 	sent, cpu := queries.Load(), processTime()
 	sleep(ctx, r.Limit)
 	answer.Queries, answer.CPU = queries.Load()-sent, processTime()-cpu
-	after, err2 := db.nextXID(ctx)
-	answer.Handled = after - ids
+	idsAfter, blocksAfter, err2 := db.spent(ctx)
+	answer.Handled, answer.Blocks = idsAfter-ids, blocksAfter-blocks
 	stop()
-	return answer, errors.Join(err, err2, <-ended)
+	return answer, errors.Join(err, err1, err2, <-ended)
 }
 
 // processTime is the CPU time that this process has used.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 const (
@@ -69,7 +70,7 @@ func held(name, kind string, asleep, foreign bool) contender {
 			return nil, err
 		}
 		if foreign {
-			release, err := b.holdTransaction(ctx, period)
+			release, err := holdTransaction(ctx, b.server.admin, period)
 			if err != nil {
 				return nil, err
 			}
@@ -99,14 +100,14 @@ func untilEnd(a reply) []time.Duration {
 	return took
 }
 
-// holdTransaction opens a transaction with an id in the server's own database, for that long at most.
-func (b *bench) holdTransaction(ctx context.Context, period time.Duration) (release func(), err error) {
-	tx, err := b.server.admin.Begin(ctx)
+// holdTransaction opens a transaction with an id and a snapshot, for that long at most.
+func holdTransaction(ctx context.Context, pool *pgxpool.Pool, period time.Duration) (release func(), err error) {
+	tx, err := pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
-		return nil, fmt.Errorf("begin foreign transaction: %w", err)
+		return nil, fmt.Errorf("begin transaction that stays open: %w", err)
 	}
 	if _, err := tx.Exec(ctx, `SELECT pg_current_xact_id()`); err != nil {
-		return nil, errors.Join(fmt.Errorf("begin foreign transaction: %w", err), rollback(ctx, tx))
+		return nil, errors.Join(fmt.Errorf("begin transaction that stays open: %w", err), rollback(ctx, tx))
 	}
 	over, cancel := context.WithTimeout(ctx, period)
 	ended := make(chan struct{})

@@ -4,19 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
 const (
 	idleEvents   = 100
 	idleLeast    = 10
+	restEvents   = 20
+	restLeast    = 2
+	restAfter    = 500 * time.Millisecond
+	restPause    = 2 * time.Second
 	loadRate     = 1000
 	loadPeriod   = 10 * time.Second
 	loadLeast    = 500 * time.Millisecond
 	latencyLimit = 30 * time.Second // for the last events to arrive
 )
 
+// otherProcess ends the name of a contender that consumes in another process than the one that commits.
+const otherProcess = ": other process"
+
 var latencyMetrics = []metric{{"p50", "ms"}, {"p99", "ms"}, {"max", "ms"}}
+
+// latencyShares are the percentiles of the picture.
+var latencyShares = []struct {
+	name  string
+	share float64
+}{{"p50", 0.5}, {"p75", 0.75}, {"p90", 0.9}, {"p95", 0.95}, {"p99", 0.99}, {"p99.5", 0.995}, {"p99.9", 0.999}}
 
 func idleLatencyFigure() figure {
 	const long = "postbus: long history"
@@ -54,17 +68,46 @@ func otherLatencyFigure() figure {
 	}
 }
 
+// restLatencyFigure is about the first event after a time without. It is in no check of the others: an application that is
+// idle has most of its events like this.
+func restLatencyFigure() figure {
+	const other = kindPostbus + otherProcess
+	return figure{
+		name:  "latency-rest",
+		title: "commit to handler, the first event after a rest",
+		how: "20 events, with random pauses of 2 to 6 s, for a consumer that gives up its leases after half a second without an event " +
+			"(10 s is the default; what it does then is the same). From the moment when the commit has returned to the handler's " +
+			"first line.",
+		metrics: latencyMetrics,
+		contenders: []contender{
+			latency(kindPostbus, kindPostbus, rested, true), latency(other, kindPostbus, rested, false),
+		},
+		checks: []check{
+			{what: "p50 of postbus, ms", limit: 10, atMost: true, of: value(kindPostbus, "p50")},
+			{what: "p50 in another process, ms", limit: 20, atMost: true, of: value(other, "p50")},
+		},
+	}
+}
+
 func loadLatencyFigure() figure {
-	const other = "postbus: other process"
+	const other, riverOther, stockOther = kindPostbus + otherProcess, kindRiver + otherProcess, kindStock + otherProcess
+	var points []metric
+	for _, p := range latencyShares {
+		if m := (metric{p.name, "ms"}); !slices.Contains(latencyMetrics, m) {
+			points = append(points, m)
+		}
+	}
 	return figure{
 		name:  "latency-load",
 		title: "commit to handler at 1,000 events/s offered",
 		how: "Open loop: events are due every millisecond for 10 s, whatever became of those before, and an event's time runs from when " +
 			"it was due, so that it includes the commit and all waiting for it. In the process that commits, and in another one.",
 		metrics: latencyMetrics,
+		points:  points,
 		contenders: []contender{
 			latency(kindPostbus, kindPostbus, loaded, true), latency(other, kindPostbus, loaded, false),
-			latency(kindRiver, kindRiver, loaded, true), latency(kindStock, kindStock, loaded, true),
+			latency(kindRiver, kindRiver, loaded, true), latency(riverOther, kindRiver, loaded, false),
+			latency(kindStock, kindStock, loaded, true), latency(stockOther, kindStock, loaded, false),
 		},
 		checks: []check{
 			{what: "p99 of postbus, ms", limit: 25, atMost: true, of: value(kindPostbus, "p99")},
@@ -82,6 +125,12 @@ func limits(p50, p99 float64) []check {
 
 // idly and loaded say how events are offered.
 func idly(b *bench, r *request) { r.Idle, r.Count = true, b.scaled(idleEvents, idleLeast) }
+
+// rested offers events to a consumer that rests when they come: it looks at the time every quarter of its lease of 5 s.
+func rested(b *bench, r *request) {
+	r.Idle, r.Count = true, b.scaled(restEvents, restLeast)
+	r.Rest, r.Pause = restAfter, restPause
+}
 
 func afterLong(b *bench, r *request) {
 	idly(b, r)
@@ -101,9 +150,11 @@ func latency(name, kind string, offer func(*bench, *request), embedded bool) con
 		if err != nil {
 			return nil, err
 		}
-		return sample{
-			"p50": milliseconds(quantile(took, 0.5)), "p99": milliseconds(quantile(took, 0.99)), "max": milliseconds(quantile(took, 1)),
-		}, nil
+		s := sample{"max": milliseconds(quantile(took, 1))}
+		for _, p := range latencyShares {
+			s[p.name] = milliseconds(quantile(took, p.share))
+		}
+		return s, nil
 	}}
 }
 

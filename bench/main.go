@@ -47,6 +47,7 @@ type options struct {
 	write   bool
 	profile string
 	note    string
+	hold    time.Duration
 }
 
 func parse(args []string, out io.Writer) (options, error) {
@@ -63,12 +64,15 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.BoolVar(&o.write, "write", false, "write them also when not all is taken at scale 1")
 	flags.StringVar(&o.profile, "cpuprofile", "", "directory for CPU profiles of the measured processes")
 	flags.StringVar(&o.note, "note", "", "a sentence about the circumstances, kept with the results")
+	flags.DurationVar(&o.hold, "hold", holdOpen, "how long jobs-held has a transaction open")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
 	switch {
 	case flags.NArg() > 0:
 		return o, fmt.Errorf("unknown argument %q", flags.Arg(0))
+	case o.hold <= 0:
+		return o, errors.New("a transaction is held for more than no time")
 	case o.rounds < 1 || o.scale <= 0 || o.scale > 1:
 		return o, errors.New("rounds are 1 at least; scale is above 0 and at most 1")
 	}
@@ -96,7 +100,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	taken, err := b.takeAll(ctx, chosen)
 	err = errors.Join(err, b.close())
 	if len(taken) > 0 && (o.write || (o.only == "" && o.scale == 1 && err == nil)) {
-		err = errors.Join(err, b.record(taken))
+		err = errors.Join(err, merge(o.project, taken))
 	}
 	return err
 }

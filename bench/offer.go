@@ -13,9 +13,17 @@ import (
 const warmUp = -1
 
 const (
-	pauseLeast = 50 * time.Millisecond
-	pauseMost  = 150 * time.Millisecond
+	pauseLeast  = 50 * time.Millisecond
+	pauseSpread = 3 // the longest pause is so many times the shortest
 )
+
+// pause is the shortest pause between events that come one at a time.
+func (r request) pause() time.Duration {
+	if r.Pause == 0 {
+		return pauseLeast
+	}
+	return r.Pause
+}
 
 // arrivals keeps when each event came to the first consumer.
 type arrivals struct {
@@ -88,7 +96,7 @@ func latencyRole(ctx context.Context, r request, ready func(reply) error) (answe
 	}
 	if err == nil {
 		// What has not come by then is the caller's to judge.
-		_ = wait(ctx, a.all, r.Limit+time.Duration(r.Count)*max(r.Interval, pauseMost/2))
+		_ = wait(ctx, a.all, r.Limit+time.Duration(r.Count)*max(r.Interval, r.pause()*(1+pauseSpread)/2))
 	}
 	answer.Ended = time.Now().UnixNano()
 	stop()
@@ -136,16 +144,16 @@ func sleep(ctx context.Context, d time.Duration) {
 // offer publishes the events and tells from when each one's time runs.
 func offer(ctx context.Context, p peer, r request) (map[int64]int64, error) {
 	if r.Idle {
-		return offerIdly(ctx, p, r.Count)
+		return offerIdly(ctx, p, r.Count, r.pause())
 	}
 	return offerOpenLoop(ctx, p, r.Count, r.Interval)
 }
 
 // offerIdly publishes one event after another; a time runs from the end of the commit.
-func offerIdly(ctx context.Context, p peer, count int) (map[int64]int64, error) {
+func offerIdly(ctx context.Context, p peer, count int, pause time.Duration) (map[int64]int64, error) {
 	sent := make(map[int64]int64, count)
 	for number := range int64(count) {
-		sleep(ctx, pauseLeast+rand.N(pauseMost-pauseLeast)) //nolint:gosec // no secret
+		sleep(ctx, pause+rand.N((pauseSpread-1)*pause)) //nolint:gosec // no secret
 		if err := p.publish(ctx, number); err != nil {
 			return nil, err
 		}

@@ -21,6 +21,7 @@ const (
 	kindGoChannel = "gochannel"
 	kindStock     = "stock"
 	kindRiver     = "river"
+	kindJobs      = "postbus-jobs" // its work table
 	kindNATS      = "jetstream"
 	kindRedis     = "redis"
 )
@@ -50,6 +51,8 @@ func openPeer(ctx context.Context, r request, queries *atomic.Int64) (peer, erro
 		return openStock(r, queries)
 	case kindRiver:
 		return openRiver(ctx, r, queries)
+	case kindJobs:
+		return openJobs(ctx, r, queries)
 	case kindNATS:
 		return openNATS(r)
 	case kindRedis:

@@ -30,7 +30,7 @@ func openPostbus(ctx context.Context, r request, queries *atomic.Int64) (peer, e
 	if err != nil {
 		return nil, err
 	}
-	log, err := postgres.Open(pool, postgres.Config{}, quiet)
+	log, err := postgres.Open(pool, postgres.Config{Rest: r.Rest}, quiet)
 	if err != nil {
 		return nil, err
 	}

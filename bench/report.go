@@ -35,6 +35,7 @@ type row struct {
 	Metric    string `json:"metric,omitempty"`
 	Unit      string `json:"unit,omitempty"`
 	Skipped   string `json:"skipped,omitempty"`
+	Point     bool   `json:"point,omitempty"` // for the picture, not for the table
 	spread
 }
 
@@ -75,6 +76,9 @@ func (r result) table() string {
 			_, _ = fmt.Fprintf(w, "%s\tskipped: %s\n", row.Contender, row.Skipped) // a strings.Builder does not fail
 			continue
 		}
+		if row.Point {
+			continue
+		}
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s %s\t(%s to %s)\n", row.Contender, row.Metric, number(row.Median), row.Unit,
 			number(row.Min), number(row.Max))
 	}
@@ -102,9 +106,9 @@ func number(v float64) string {
 	}
 }
 
-// record merges the results into bench/results.json and writes docs/benchmarks.md from all that is there.
-func (b *bench) record(taken []result) error {
-	path := filepath.Join(b.project, "bench", "results.json")
+// merge puts the results into bench/results.json, and writes docs/benchmarks.md from all that is there.
+func merge(project string, taken []result) error {
+	path := filepath.Join(project, "bench", "results.json")
 	all, err := readResults(path)
 	if err != nil {
 		return err
@@ -122,9 +126,8 @@ func (b *bench) record(taken []result) error {
 	if err != nil {
 		return fmt.Errorf("encode results: %w", err)
 	}
-	for path, content := range map[string][]byte{
-		path: append(encoded, '\n'), filepath.Join(b.project, "docs", "benchmarks.md"): document(all),
-	} {
+	files := map[string][]byte{path: append(encoded, '\n'), filepath.Join(project, "docs", "benchmarks.md"): document(all)}
+	for path, content := range files {
 		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // part of the project, for all to read
 			return fmt.Errorf("write results: %w", err)
 		}
@@ -160,8 +163,7 @@ fresh database and, for what is measured, a process of its own.
 
 To repeat all of it: ` + "`go tool task bench`" + `. One figure: ` + "`go tool task bench -- -only drain`" + `; quickly: ` +
 	"`-scale 0.01 -rounds 1`" + `; to see
-what there is: ` + "`-list`" + `; to keep what was taken: ` + "`-write`" + `. Redis Streams are measured where ` +
-	"`redis-server`" + ` is installed.
+what there is: ` + "`-list`" + `; to keep what was taken: ` + "`-write`" + `. Redis Streams are measured where ` + "`redis-server`" + ` is installed.
 `
 
 // document is docs/benchmarks.md.
@@ -190,15 +192,21 @@ func document(all []result) []byte {
 			fmt.Fprintf(&out, "\nMachine: %s.", strings.ReplaceAll(m, "\n", "; "))
 			last = m
 		}
-		out.WriteString("\n\n| contender | metric | median | lowest to highest |\n|---|---|---|---|\n")
-		for _, row := range r.Rows {
-			if row.Skipped != "" {
-				fmt.Fprintf(&out, "| %s | skipped: %s | | |\n", row.Contender, row.Skipped)
-				continue
-			}
-			fmt.Fprintf(&out, "| %s | %s | %s %s | %s to %s |\n", row.Contender, row.Metric, number(row.Median), row.Unit,
+		r.rows(&out)
+	}
+	return out.Bytes()
+}
+
+// rows writes the table of what was found.
+func (r result) rows(out *bytes.Buffer) {
+	out.WriteString("\n\n| contender | metric | median | lowest to highest |\n|---|---|---|---|\n")
+	for _, row := range r.Rows {
+		switch {
+		case row.Skipped != "":
+			fmt.Fprintf(out, "| %s | skipped: %s | | |\n", row.Contender, row.Skipped)
+		case !row.Point:
+			fmt.Fprintf(out, "| %s | %s | %s %s | %s to %s |\n", row.Contender, row.Metric, number(row.Median), row.Unit,
 				number(row.Min), number(row.Max))
 		}
 	}
-	return out.Bytes()
 }

@@ -137,6 +137,12 @@ func (p *riverPeer) commit(ctx context.Context, change func(pgx.Tx) error, numbe
 	})
 }
 
+// enqueue implements workTable.
+func (p *riverPeer) enqueue(ctx context.Context, from, to int) error {
+	_, err := p.inserts.InsertManyFast(ctx, riverJobs(from, to, nil))
+	return err
+}
+
 func (p *riverPeer) close() error {
 	p.pool.Close()
 	return nil
@@ -158,21 +164,25 @@ func provisionRiver(ctx context.Context, pool *pgxpool.Pool) error {
 const copyRows = 20_000
 
 // loadRiver inserts jobs by River's fastest way.
-func loadRiver(ctx context.Context, pool *pgxpool.Pool, count int) error {
+func loadRiver(ctx context.Context, pool *pgxpool.Pool, count int, options *river.InsertOpts) error {
 	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{Logger: quiet})
 	if err != nil {
 		return fmt.Errorf("make River client: %w", err)
 	}
 	for from := 0; from < count; from += copyRows {
-		jobs := make([]river.InsertManyParams, 0, copyRows)
-		for n := from; n < min(from+copyRows, count); n++ {
-			jobs = append(jobs, river.InsertManyParams{Args: newOrder(int64(n))})
-		}
-		if _, err := client.InsertManyFast(ctx, jobs); err != nil {
+		if _, err := client.InsertManyFast(ctx, riverJobs(from, min(from+copyRows, count), options)); err != nil {
 			return fmt.Errorf("load River jobs: %w", err)
 		}
 	}
 	return nil
+}
+
+func riverJobs(from, to int, options *river.InsertOpts) []river.InsertManyParams {
+	jobs := make([]river.InsertManyParams, 0, to-from)
+	for n := from; n < to; n++ {
+		jobs = append(jobs, river.InsertManyParams{Args: newOrder(int64(n)), InsertOpts: options})
+	}
+	return jobs
 }
 
 // columnsOf are a message's id, payload and metadata, as text.
