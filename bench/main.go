@@ -48,6 +48,7 @@ type options struct {
 	profile string
 	note    string
 	hold    time.Duration
+	draw    bool
 }
 
 func parse(args []string, out io.Writer) (options, error) {
@@ -65,6 +66,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.profile, "cpuprofile", "", "directory for CPU profiles of the measured processes")
 	flags.StringVar(&o.note, "note", "", "a sentence about the circumstances, kept with the results")
 	flags.DurationVar(&o.hold, "hold", holdOpen, "how long jobs-held has a transaction open")
+	flags.BoolVar(&o.draw, "draw", false, "measure nothing; write docs/benchmarks.md and its pictures from bench/results.json")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -88,8 +90,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if o.list {
+	switch {
+	case o.list:
 		return list(out, chosen)
+	case o.draw:
+		return merge(o.project, nil)
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()

@@ -106,7 +106,7 @@ func number(v float64) string {
 	}
 }
 
-// merge puts the results into bench/results.json, and writes docs/benchmarks.md from all that is there.
+// merge puts the results into bench/results.json, and writes docs/benchmarks.md and its pictures from all that is there.
 func merge(project string, taken []result) error {
 	path := filepath.Join(project, "bench", "results.json")
 	all, err := readResults(path)
@@ -126,7 +126,16 @@ func merge(project string, taken []result) error {
 	if err != nil {
 		return fmt.Errorf("encode results: %w", err)
 	}
-	files := map[string][]byte{path: append(encoded, '\n'), filepath.Join(project, "docs", "benchmarks.md"): document(all)}
+	docs := filepath.Join(project, "docs")
+	files := map[string][]byte{path: append(encoded, '\n'), filepath.Join(docs, "benchmarks.md"): document(all)}
+	for _, p := range pictures() {
+		if drawn := p.draw(all); drawn != nil {
+			files[filepath.Join(docs, picturesDir, p.file)] = drawn
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(docs, picturesDir), 0o755); err != nil { //nolint:gosec // for all to read, too
+		return fmt.Errorf("make directory of pictures: %w", err)
+	}
 	for path, content := range files {
 		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // part of the project, for all to read
 			return fmt.Errorf("write results: %w", err)
@@ -134,6 +143,9 @@ func merge(project string, taken []result) error {
 	}
 	return nil
 }
+
+// picturesDir is in docs.
+const picturesDir = "benchmarks"
 
 func readResults(path string) ([]result, error) {
 	content, err := os.ReadFile(path) //nolint:gosec // the directory is the one that a flag names
@@ -163,7 +175,8 @@ fresh database and, for what is measured, a process of its own.
 
 To repeat all of it: ` + "`go tool task bench`" + `. One figure: ` + "`go tool task bench -- -only drain`" + `; quickly: ` +
 	"`-scale 0.01 -rounds 1`" + `; to see
-what there is: ` + "`-list`" + `; to keep what was taken: ` + "`-write`" + `. Redis Streams are measured where ` + "`redis-server`" + ` is installed.
+what there is: ` + "`-list`" + `; to keep what was taken: ` + "`-write`" + `; to write this document and its
+pictures again: ` + "`-draw`" + `. Redis Streams are measured where ` + "`redis-server`" + ` is installed.
 `
 
 // document is docs/benchmarks.md.
@@ -191,6 +204,11 @@ func document(all []result) []byte {
 		if m := r.Machine.String(); m != last {
 			fmt.Fprintf(&out, "\nMachine: %s.", strings.ReplaceAll(m, "\n", "; "))
 			last = m
+		}
+		for _, p := range pictures() {
+			if p.figure == r.Figure && p.draw(all) != nil {
+				fmt.Fprintf(&out, "\n\n![%s: %s](%s/%s)", r.Figure, r.Title, picturesDir, p.file)
+			}
 		}
 		r.rows(&out)
 	}
