@@ -52,11 +52,11 @@ func retentionFigure() figure {
 		title: "24 h of simulated publishing with retention: the process's memory and the topic's table",
 		how: "25 events/s for 24 h, 2,160,000 in all, are published in commits of 1,000 while a consumer reads along; the process " +
 			"maintains the log, which keeps events for 4 h, or for ever. The time is simulated in steps of 5 minutes: 7,500 events are " +
-			"published and handled, then all that the log has a date for is made 5 minutes older. A step takes 0.2 s or more, and maintenance " +
-			"comes every 0.1 s, so more seldom, by the simulated clock, than the once in a minute that is the default. Partitions are " +
-			"closed every half hour and go when they are 4 h old. The table's size is that of all partitions with their indexes; " +
-			"its largest until 4.5 h, when the first partition goes, and in the second half of the day. Memory is the process's " +
-			"peak (VmHWM), publishing included.",
+			"published and handled, then all that the log has a date for is made 5 minutes older. A step takes 0.2 s or " +
+			"more, and maintenance comes every 0.1 s, so more seldom, by the simulated clock, than " +
+			"the once in a minute that is the default. Partitions are closed every half hour and go when they are 4 h old. The " +
+			"table's size is that of all partitions with their indexes; its largest until 4.5 h, when the first partition goes, " +
+			"and in the second half of the day. Memory is the process's peak (VmHWM), publishing included.",
 		metrics:    []metric{{"memory", "MB"}, {level, "MB"}, {largest, "MB"}, {"rate", "events/s"}},
 		points:     points,
 		contenders: []contender{day(retentionName(), dayAge), day(keptName, 0)},
