@@ -31,7 +31,7 @@ func (t *Table) Clean(ctx context.Context) (n int, err error) {
 		StateCompleted: keep.Completed, StateDead: keep.Dead, StateCancelled: keep.Cancelled, StateDiscarded: keep.Cancelled,
 	} {
 		for deleted := cleanMax; deleted == cleanMax && age >= 0; n += deleted {
-			tag, err := t.pool.Exec(ctx, cleanSQL(t), state, age.Microseconds(), cleanMax)
+			tag, err := t.pool.Exec(ctx, cleanSQL(t), t.perValue, state, age.Microseconds(), cleanMax)
 			if err != nil {
 				return n, fmt.Errorf("clean work table: %w", err)
 			}

@@ -170,7 +170,7 @@ func Progress(ctx context.Context, value any) error {
 	}
 	t := d.worker.table
 	tag, err := t.pool.Exec(ctx, `UPDATE `+t.table("jobs")+` SET progress = $3 WHERE id = $1 AND epoch = $2 AND state = 'running'`,
-		d.row.id, d.row.epoch, encoded)
+		t.perValue, d.row.id, d.row.epoch, encoded)
 	if err != nil {
 		return fmt.Errorf("store progress: %w", err)
 	}

@@ -16,7 +16,7 @@ import (
 const enqueueAttemptsMax = 5
 
 // Append queues the INSERT of jobs, in their order, on a batch that the caller sends within its transaction, preferably with
-// the COMMIT: one statement for all of them, and two more when some have a lock key. A job whose id is known, or whose unique
+// the COMMIT: one statement for all of them, and three more when some have a lock key. A job whose id is known, or whose unique
 // key is taken, is skipped without a word. Nothing is sent here, so no context is taken; the one of SendBatch holds. Wake
 // is to be called after the commit.
 //
@@ -33,6 +33,7 @@ func (t *Table) append(batch *pgx.Batch, jobs []Job, stored func(pgx.Rows) error
 	c := columnsOf(jobs)
 	keys := lockKeysOf(jobs)
 	if len(keys) > 0 {
+		batch.Queue(perValueSQL)
 		batch.Queue(t.sql.lockKeys, keys, make([]int64, len(keys)))
 	}
 	insert := batch.Queue(t.sql.insert, c.ids, c.kinds, c.queues, c.priorities, c.ats, c.delays, c.locks, c.uniques, c.metadata, c.args)

@@ -53,7 +53,7 @@ func (t *Table) Get(ctx context.Context, id uuid.UUID) (Status, error) {
 	err := t.pool.QueryRow(ctx, `SELECT kind, queue, priority, state, run_at, created_at, coalesce(lock_key, ''),
 			coalesce(unique_key, ''), args, metadata, attempt, lost, coalesce(owner, ''), started_at, cancel_at, finalized_at,
 			progress, result, failures, coalesce(fingerprint, ''), notes
-		FROM `+t.table("jobs")+` WHERE id = $1`, id).
+		FROM `+t.table("jobs")+` WHERE id = $1`, t.perValue, id).
 		Scan(&s.Kind, &s.Queue, &s.Priority, &s.State, &s.RunAt, &s.CreatedAt, &s.LockKey, &s.UniqueKey, &args, &metadata,
 			&s.Attempt, &s.Lost, &s.Owner, &s.StartedAt, &s.CancelAt, &s.FinalizedAt, &progress, &result, &failures,
 			&s.Fingerprint, &notes)
@@ -83,7 +83,8 @@ func (t *Table) Cancel(ctx context.Context, id uuid.UUID, by string) (state stri
 	var woken []string
 	err = t.change(ctx, func(tx pgx.Tx) error {
 		var lock string
-		err := tx.QueryRow(ctx, `SELECT coalesce(lock_key, ''), state FROM `+t.table("jobs")+` WHERE id = $1`, id).Scan(&lock, &state)
+		err := tx.QueryRow(ctx, `SELECT coalesce(lock_key, ''), state FROM `+t.table("jobs")+` WHERE id = $1`, t.perValue, id).
+			Scan(&lock, &state)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return fmt.Errorf("%w: %s", ErrNotFound, id)
 		}
@@ -95,9 +96,10 @@ func (t *Table) Cancel(ctx context.Context, id uuid.UUID, by string) (state stri
 					state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END,
 					finalized_at = CASE WHEN state = 'running' THEN NULL ELSE clock_timestamp() END,
 					cancel_at = coalesce(cancel_at, clock_timestamp()), notes = notes || $2::jsonb
-				WHERE id = $1 AND state IN ('waiting', 'behind', 'running') RETURNING state`, id, noteOf(by, "cancelled")).Scan(&state)
+				WHERE id = $1 AND state IN ('waiting', 'behind', 'running') RETURNING state`,
+				t.perValue, id, noteOf(by, "cancelled")).Scan(&state)
 			if errors.Is(err, pgx.ErrNoRows) { // it has ended
-				return tx.QueryRow(ctx, `SELECT state FROM `+t.table("jobs")+` WHERE id = $1`, id).Scan(&state)
+				return tx.QueryRow(ctx, `SELECT state FROM `+t.table("jobs")+` WHERE id = $1`, t.perValue, id).Scan(&state)
 			}
 			return err
 		})
@@ -133,7 +135,7 @@ func (t *Table) underKeys(ctx context.Context, tx pgx.Tx, keys []string, change 
 	if err := change(); err != nil || len(keys) == 0 {
 		return nil, err
 	}
-	rows, err := tx.Query(ctx, t.sql.settleKeys, keys)
+	rows, err := tx.Query(ctx, t.sql.settleKeys, t.perValue, keys)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +227,7 @@ func (t *Table) sweep(ctx context.Context, which Selection, update string, args 
 			}
 			var queues []string
 			woken, err = t.underKeys(ctx, tx, keysIn(locks...), func() error {
-				rows, err := tx.Query(ctx, update, append([]any{ids}, args...)...)
+				rows, err := tx.Query(ctx, update, append([]any{t.perValue, ids}, args...)...)
 				if err == nil {
 					queues, err = pgx.CollectRows(rows, pgx.RowTo[string])
 				}
@@ -257,7 +259,7 @@ func (t *Table) selected(ctx context.Context, tx pgx.Tx, which Selection, after,
 	}
 	rows, err := tx.Query(ctx, `SELECT id, coalesce(lock_key, ''), sequence FROM `+t.table("jobs")+`
 		WHERE `+where+` AND sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3`,
-		after, last, sweepMax, which.Kind, which.Fingerprint, which.IDs)
+		t.perValue, after, last, sweepMax, which.Kind, which.Fingerprint, which.IDs)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -289,7 +291,7 @@ func (t *Table) Dead(ctx context.Context) ([]Group, error) {
 	rows, err := t.pool.Query(ctx, `SELECT kind, coalesce(fingerprint, ''), count(*), min(finalized_at), max(finalized_at),
 			(array_agg(id ORDER BY finalized_at DESC, id))[1]
 		FROM `+t.table("jobs")+`
-		WHERE state = 'dead' GROUP BY kind, fingerprint ORDER BY count(*) DESC, kind, fingerprint LIMIT $1`, groupsMax)
+		WHERE state = 'dead' GROUP BY kind, fingerprint ORDER BY count(*) DESC, kind, fingerprint LIMIT $1`, t.perValue, groupsMax)
 	if err != nil {
 		return nil, fmt.Errorf("look at dead jobs: %w", err)
 	}

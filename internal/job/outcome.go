@@ -85,6 +85,7 @@ type batchSender interface {
 // outcome was stored, for one that is missing is another worker's by now, and the queues to wake once it is committed.
 func (t *Table) end(ctx context.Context, db batchSender, outcomes []outcome) (all []ended, woken []string, err error) {
 	batch := &pgx.Batch{}
+	batch.Queue(perValueSQL)
 	keys, passed := keysOf(outcomes)
 	if len(keys) > 0 {
 		batch.Queue(t.sql.lockKeys, keys, passed)

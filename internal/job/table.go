@@ -102,6 +102,7 @@ type Table struct {
 	config   Config
 	logger   *slog.Logger
 	sql      statements
+	perValue pgx.QueryExecMode
 	wakeup   wakeup
 	notifier notifier
 
@@ -117,12 +118,28 @@ func Open(pool *pgxpool.Pool, config Config, logger *slog.Logger) (*Table, error
 		return nil, fmt.Errorf("open work table: %w", err)
 	}
 	config.Version = cut(config.Version, keyBytesMax) // it is stored with failures
-	t := &Table{pool: pool, config: config, logger: logger}
+	t := &Table{pool: pool, config: config, logger: logger, perValue: perValue(pool)}
 	t.sql = newStatements(t)
 	return t, nil
 }
 
 func (t *Table) table(name string) string { return pgx.Identifier{t.config.Schema, name}.Sanitize() }
+
+// perValue is the mode for statements that look for jobs: they are planned each time, for their very values and the size that
+// the table has by then. A plan that Postgres keeps for a prepared statement may be from when the table was empty, and reads
+// all of it: TestStatementsUseTheIndexesFromTheStart. A mode that was chosen for the pool, as behind a pooler, prepares nothing
+// or is there for a reason, and stays.
+func perValue(pool *pgxpool.Pool) pgx.QueryExecMode {
+	mode := pool.Config().ConnConfig.DefaultQueryExecMode
+	if mode == pgx.QueryExecModeCacheStatement {
+		return pgx.QueryExecModeCacheDescribe
+	}
+	return mode
+}
+
+// perValueSQL does the same for the statements that follow it in a batch, which has no mode of its own. It holds until the
+// transaction ends.
+const perValueSQL = `SELECT set_config('plan_cache_mode', 'force_custom_plan', true)`
 
 // changeAttemptsMax is how often change is tried when Postgres asks to try again.
 const changeAttemptsMax = 5

@@ -57,7 +57,7 @@ func takeSQL(t *Table) string {
 
 // take takes up to n jobs of the queue, in the order in which they are to be begun.
 func (t *Table) take(ctx context.Context, owner, queue string, n int, floors []time.Time) ([]row, error) {
-	rows, err := t.pool.Query(ctx, t.sql.take, owner, queue, n, priorities(), floors, t.config.Lease.Microseconds())
+	rows, err := t.pool.Query(ctx, t.sql.take, t.perValue, owner, queue, n, priorities(), floors, t.config.Lease.Microseconds())
 	if err != nil {
 		return nil, fmt.Errorf("take jobs of %s: %w", queue, err)
 	}

@@ -119,7 +119,7 @@ func (w *worker) lookForDue(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.table.config.Lease)
 	defer cancel()
-	rows, err := w.table.pool.Query(ctx, w.table.sql.due, queues, priorities(), w.table.config.Poll.Microseconds())
+	rows, err := w.table.pool.Query(ctx, w.table.sql.due, w.table.perValue, queues, priorities(), w.table.config.Poll.Microseconds())
 	if err != nil {
 		return fmt.Errorf("look for due jobs: %w", err)
 	}

@@ -329,7 +329,7 @@ func (w *worker) renew(ctx context.Context) error {
 	asked := time.Now()
 	var renewed bool
 	var mine, cancelled []uuid.UUID
-	err := w.table.pool.QueryRow(ctx, w.table.sql.renew, w.owner, ids, w.table.config.Lease.Microseconds()).
+	err := w.table.pool.QueryRow(ctx, w.table.sql.renew, w.table.perValue, w.owner, ids, w.table.config.Lease.Microseconds()).
 		Scan(&renewed, &mine, &cancelled)
 	if err != nil {
 		return fmt.Errorf("renew lease: %w", err)
@@ -397,7 +397,7 @@ func (w *worker) resync(ctx context.Context) error {
 	w.taking.Lock()
 	defer w.taking.Unlock()
 	rows, err := w.table.pool.Query(ctx, `SELECT id, epoch, sequence, coalesce(lock_key, '') FROM `+w.table.table("jobs")+`
-		WHERE owner = $1 AND state = 'running'`, w.owner)
+		WHERE owner = $1 AND state = 'running'`, w.table.perValue, w.owner)
 	if err != nil {
 		return fmt.Errorf("look for jobs: %w", err)
 	}
@@ -498,7 +498,7 @@ func (t *Table) lostBy(ctx context.Context, tx pgx.Tx, owner string) ([]outcome,
 	}
 	text, fingerprint := string(failure), fingerprintOf("lost", "")
 	rows, err := tx.Query(ctx, `SELECT id, epoch, sequence, coalesce(lock_key, '') FROM `+t.table("jobs")+`
-		WHERE owner = $1 AND state = 'running'`, owner)
+		WHERE owner = $1 AND state = 'running'`, t.perValue, owner)
 	if err != nil {
 		return nil, err
 	}
