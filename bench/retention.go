@@ -126,7 +126,7 @@ func retentionRole(ctx context.Context, r request, _ func(reply) error) (answer 
 	var consumed error
 	running.Go(func() { log.Maintain(living) })
 	running.Go(func() {
-		consumed = route(living, codec, subscribers(log.Subscriber), consumers)
+		consumed = route(living, codec, log, consumers)
 		stop()
 	})
 	began := time.Now()
