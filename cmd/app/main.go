@@ -89,6 +89,9 @@ func announce(out io.Writer, b *wire.Backbone, c config.Config, mailbox bool) {
 		line("mailbox", c.PublicURL+"/mailbox   (SMTP_URL is unset: mail stays here)")
 	}
 	line("postgres", b.Postgres())
+	if jobs := b.Jobs(); jobs != "" {
+		line("jobs", jobs)
+	}
 	if c.EmbeddedConsumers {
 		line("consumers", wire.Names(b.Consumers())+", in this process")
 	} else {

@@ -60,5 +60,11 @@ func announce(out io.Writer, b *wire.Backbone, selected []*bus.Consumer) {
 	line("mail", b.Mail)
 	line("consumers", wire.Names(selected))
 	line("postgres", b.Postgres())
+	if jobs := b.Jobs(); jobs != "" {
+		line("jobs", jobs)
+	}
+	for _, note := range b.Notes {
+		line("note", note)
+	}
 	line("stop", "Ctrl-C")
 }

@@ -157,7 +157,7 @@ func TestComposeMailIsLoopback(t *testing.T) {
 	if got := app.Environment["CONSUMERS"]; got != "none" {
 		t.Errorf("the app runs consumers (CONSUMERS=%s), and it can't reach the mail catcher", got)
 	}
-	for _, key := range []string{"DATABASE_URL", "SECRET_KEY", "PUBLIC_URL"} {
+	for _, key := range []string{"DATABASE_URL", "JOB_QUEUE_DATABASE_URL", "SECRET_KEY", "PUBLIC_URL"} {
 		if app.Environment[key] == "" || app.Environment[key] != consumer.Environment[key] {
 			t.Errorf("%s is %q for the app and %q for the consumer, want one value", key,
 				app.Environment[key], consumer.Environment[key])

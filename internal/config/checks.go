@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -56,6 +57,16 @@ var (
 )
 
 func setDatabaseURL(c *Config, value string) error {
+	c.DatabaseURL = value
+	return checkDatabaseURL(value)
+}
+
+func setJobsDatabaseURL(c *Config, value string) error {
+	c.JobsDatabaseURL = value
+	return checkDatabaseURL(value)
+}
+
+func checkDatabaseURL(value string) error {
 	if !strings.HasPrefix(value, "postgres://") && !strings.HasPrefix(value, "postgresql://") {
 		return errDatabaseScheme
 	}
@@ -66,7 +77,6 @@ func setDatabaseURL(c *Config, value string) error {
 	case err == nil && strings.Contains(parsed.ConnConfig.Host, "@"):
 		return errDatabaseURL // pgx, like libpq, ends the password at its first at sign
 	case err == nil:
-		c.DatabaseURL = value
 		return nil
 	case errors.As(err, &file):
 		return errDatabaseFile
@@ -82,6 +92,18 @@ func setDatabaseURL(c *Config, value string) error {
 func parses(databaseURL string) bool {
 	_, err := pgxpool.ParseConfig(databaseURL)
 	return err == nil
+}
+
+// sameDatabase tells whether two URLs name one database in the same words. One that two names lead to is found out when it is
+// reached.
+func sameDatabase(a, b string) bool {
+	x, err1 := pgxpool.ParseConfig(a)
+	y, err2 := pgxpool.ParseConfig(b)
+	if b == "" || err1 != nil || err2 != nil {
+		return false
+	}
+	name := func(c *pgxpool.Config) string { return cmp.Or(c.ConnConfig.Database, c.ConnConfig.User) } // as Postgres has it
+	return x.ConnConfig.Host == y.ConnConfig.Host && x.ConnConfig.Port == y.ConnConfig.Port && name(x) == name(y)
 }
 
 func setDataDir(c *Config, value string) error {

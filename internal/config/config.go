@@ -32,6 +32,8 @@ type Config struct {
 
 	// DatabaseURL is a postgres:// or postgresql:// URL that pgxpool can parse. Default empty: a private Postgres.
 	DatabaseURL string
+	// JobsDatabaseURL is a URL like DatabaseURL's, of another database. Default empty: jobs are in the application's.
+	JobsDatabaseURL string
 	// DataDir is where a private Postgres, the local mailbox and a kept secret key live. Default ".postbus".
 	DataDir string
 	// PostgresDownload tells whether a private Postgres may be downloaded if there is none on the machine. Default true.
@@ -176,6 +178,10 @@ func complete(c Config) (Config, error) {
 	if c.DatabaseURL != "" && c.SecretKey == nil {
 		return Config{}, &Error{Setting: "SECRET_KEY", Problem: "is required with a DATABASE_URL, and has to be the same in " +
 			"every program; make one with: openssl rand -base64 32"}
+	}
+	if c.DatabaseURL != "" && sameDatabase(c.DatabaseURL, c.JobsDatabaseURL) {
+		return Config{}, &Error{Setting: "JOB_QUEUE_DATABASE_URL", Problem: "names the same database as DATABASE_URL; leave it unset " +
+			"to have jobs there"}
 	}
 	if err := checkRun(c); err != nil {
 		return Config{}, err

@@ -51,6 +51,7 @@ func TestEverySettingIsTakenFromVariableAndFlag(t *testing.T) {
 		want        any
 	}{
 		{"DATABASE_URL", database, func(c Config) any { return c.DatabaseURL }, database},
+		{"JOB_QUEUE_DATABASE_URL", database, func(c Config) any { return c.JobsDatabaseURL }, database},
 		{"POSTBUS_DATA_DIR", "/a b/c", func(c Config) any { return c.DataDir }, "/a b/c"},
 		{"POSTBUS_POSTGRES_DOWNLOAD", "off", func(c Config) any { return c.PostgresDownload }, false},
 		{"CONSUMERS", "none", func(c Config) any { return c.EmbeddedConsumers }, false},
@@ -146,7 +147,11 @@ var refusals = []struct {
 	{"only twice", Consumer, []string{"--only=a,a"}, nil, "--only must be names of consumers"},
 	{"only odd", Consumer, []string{"--only=Welcome Email"}, nil, "--only must be names of consumers"},
 
-	{"jobs", App, nil, []string{"JOB_QUEUE_DATABASE_URL=postgres://u:" + password + "@h"}, "JOB_QUEUE_DATABASE_URL is not supported by this version"},
+	{"jobs, scheme", App, nil, []string{"JOB_QUEUE_DATABASE_URL=mysql://u:" + password + "@h"}, "JOB_QUEUE_DATABASE_URL must begin with postgres://"},
+	{"jobs, port", App, nil, []string{"JOB_QUEUE_DATABASE_URL=postgres://u:" + password + "@h:x"}, "JOB_QUEUE_DATABASE_URL must look like postgres://"},
+	{"jobs, same database", Consumer, nil, []string{
+		"SECRET_KEY=" + key, "DATABASE_URL=postgres://u:" + password + "@h/db", "JOB_QUEUE_DATABASE_URL=postgresql://other:" + password + "@h:5432/db?sslmode=disable",
+	}, "JOB_QUEUE_DATABASE_URL names the same database as DATABASE_URL"},
 	{"broker", App, nil, []string{"BROKER_URL=nats://" + password}, "BROKER_URL is not supported by this version"},
 	{"broker flag", Consumer, []string{"--broker-url=nats://" + password}, nil, "--broker-url is not supported by this version"},
 	{"ops", Consumer, nil, []string{"OPS_TOKEN=" + password}, "OPS_TOKEN is not supported by this version"},
@@ -260,7 +265,7 @@ func FuzzLoadNeverQuotesAPassword(f *testing.F) {
 			if err != nil && strings.Contains(err.Error(), password) {
 				t.Errorf("%s: %v", s.Flag, err)
 			}
-			secret := s.Name == "DATABASE_URL" || s.Name == "SMTP_URL" || s.Name == "SECRET_KEY"
+			secret := strings.HasSuffix(s.Name, "DATABASE_URL") || s.Name == "SMTP_URL" || s.Name == "SECRET_KEY"
 			plain := strings.Contains(value, "/"+password) || strings.Contains(value, "@"+password) // part of host or path
 			if secret && !plain && strings.Contains(before, "u:") && strings.Contains(behind, "@") && strings.Contains(c.String(), password) {
 				t.Errorf("%s: %v", s.Flag, c)
@@ -329,7 +334,8 @@ func TestPublicURLOfPortZeroIsLeftToTheListener(t *testing.T) {
 
 func TestConfigPrintsNoSecret(t *testing.T) {
 	c, err := Load(App, nil, env("SECRET_KEY="+key+password, "SMTP_URL=smtps://u:"+password+"@mail.example",
-		"DATABASE_URL=postgres://u:"+password+"@db.example/app?application_name="+password), nil)
+		"DATABASE_URL=postgres://u:"+password+"@db.example/app?application_name="+password,
+		"JOB_QUEUE_DATABASE_URL=postgres://u:"+password+"@jobs.example/app"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

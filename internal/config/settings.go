@@ -57,6 +57,11 @@ func ofDatabase() []Setting {
 			Default: "a private Postgres that the program starts itself, under POSTBUS_DATA_DIR",
 		},
 		{
+			Name: "JOB_QUEUE_DATABASE_URL", Value: "URL", Group: "Database", programs: both, set: setJobsDatabaseURL,
+			Meaning: "A Postgres for jobs alone, written like DATABASE_URL; the same in every program. While it is away, jobs wait.",
+			Default: "jobs are in the application's",
+		},
+		{
 			Name: "POSTBUS_DATA_DIR", Value: "DIR", Group: "Database", programs: both, set: setDataDir,
 			Meaning: "Where the private Postgres, the local mailbox and the secret key of the first run are kept.",
 			Default: ".postbus",
@@ -207,7 +212,7 @@ func ofRun() []Setting {
 // not to have it.
 func refused() []Setting {
 	var rows []Setting
-	for _, name := range []string{"JOB_QUEUE_DATABASE_URL", "BROKER_URL", "OPS_TOKEN"} {
+	for _, name := range []string{"BROKER_URL", "OPS_TOKEN"} {
 		rows = append(rows, Setting{
 			Name: name, Value: "VALUE", refused: true, programs: []string{App, Consumer},
 			set: func(*Config, string) error { return errNotSupported },

@@ -54,6 +54,17 @@
 // The unique index jobs_unique, on kind and key of jobs that have not ended, decides, in bulk as well and between transactions:
 // the second waits for the first one to commit, and is skipped then.
 //
+// # Another database
+//
+// No transaction spans the database of the use cases and one that jobs have for themselves. There a Crossing takes the table's
+// place in the Unit of Work: a job is stored as a message of the log, with its own id, in the use case's transaction. The relay,
+// Crossing.Run, reads the log as any consumer does and stores the jobs here; job_crossed has the ids of those that have come,
+// written in the same transaction as the job. The relay may be killed between that and noting its place: it carries the job
+// again, and job_crossed knows it, also when the job has run and is gone by then.
+//
+// An id is forgotten when it came more than a week ago and the relay has passed every message of nearly that age. While it has
+// not, or too many wait to say, nothing is forgotten.
+//
 // # What can go wrong
 //
 // The answer to a take is lost: jobs may be running that nobody knows of. The worker looks for them when no takes are under way,

@@ -21,9 +21,11 @@ const enqueueAttemptsMax = 5
 // is to be called after the commit.
 //
 // A lock key of the jobs is locked until the transaction ends.
-func (t *Table) Append(batch *pgx.Batch, jobs ...Job) error { return t.append(batch, jobs, nil) }
+func (t *Table) Append(batch *pgx.Batch, jobs ...Job) error {
+	return t.append(batch, t.sql.insert, jobs, nil)
+}
 
-func (t *Table) append(batch *pgx.Batch, jobs []Job, stored func(pgx.Rows) error) error {
+func (t *Table) append(batch *pgx.Batch, sql string, jobs []Job, stored func(pgx.Rows) error) error {
 	if len(jobs) == 0 {
 		return nil
 	}
@@ -36,7 +38,7 @@ func (t *Table) append(batch *pgx.Batch, jobs []Job, stored func(pgx.Rows) error
 		batch.Queue(perValueSQL)
 		batch.Queue(t.sql.lockKeys, keys, make([]int64, len(keys)))
 	}
-	insert := batch.Queue(t.sql.insert, c.ids, c.kinds, c.queues, c.priorities, c.ats, c.delays, c.locks, c.uniques, c.metadata, c.args)
+	insert := batch.Queue(sql, c.ids, c.kinds, c.queues, c.priorities, c.ats, c.delays, c.locks, c.uniques, c.metadata, c.args)
 	if stored != nil {
 		insert.Query(stored)
 	}
@@ -85,14 +87,24 @@ func lockKeysOf(jobs []Job) (keys []string) {
 
 // insertSQL stores jobs. One with a lock key is behind at first; settleKeys makes it the head if there is none. The time
 // is the clock's and not the transaction's, which may have begun long ago: the table is read from where it was read last.
-func insertSQL(t *Table) string {
-	return `INSERT INTO ` + t.table("jobs") + ` (id, kind, queue, priority, state, run_at, lock_key, unique_key, metadata, args)
+func insertSQL(t *Table) string { return storeSQL(t, ``, ``) }
+
+// crossSQL stores jobs that come from another database, those of them that have not come before. Another transaction that
+// brings one of them is waited for.
+func crossSQL(t *Table) string {
+	return storeSQL(t, `WITH fresh AS (
+			INSERT INTO `+t.table("job_crossed")+` (id) SELECT id FROM unnest($1::uuid[]) AS c (id) ORDER BY id
+			ON CONFLICT DO NOTHING RETURNING id) `, `WHERE id IN (SELECT id FROM fresh)`)
+}
+
+func storeSQL(t *Table, with, where string) string {
+	return with + `INSERT INTO ` + t.table("jobs") + ` (id, kind, queue, priority, state, run_at, lock_key, unique_key, metadata, args)
 		SELECT id, kind, queue, priority, CASE WHEN lock_key IS NULL THEN 'waiting' ELSE 'behind' END,
 			coalesce(at, clock_timestamp() + delay * interval '1 microsecond'), lock_key, unique_key, metadata, args
 		FROM unnest($1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::timestamptz[], $6::bigint[], $7::text[], $8::text[],
 			$9::text[], $10::text[]) WITH ORDINALITY
 			AS j (id, kind, queue, priority, at, delay, lock_key, unique_key, metadata, args, ordinality)
-		ORDER BY ordinality
+		` + where + ` ORDER BY ordinality
 		ON CONFLICT DO NOTHING
 		RETURNING id`
 }
@@ -149,11 +161,27 @@ func (t *Table) Enqueue(ctx context.Context, args Args, options ...Option) (Rece
 // EnqueueAll stores jobs, all of them or none, in a transaction of its own, and wakes the workers. The receipts are in the
 // order of the jobs. It returns a *LimitError for more than 10,000.
 func (t *Table) EnqueueAll(ctx context.Context, jobs ...Job) ([]Receipt, error) {
-	stored := make(map[uuid.UUID]bool, len(jobs))
+	stored, err := t.store(ctx, t.sql.insert, jobs)
+	if err != nil {
+		return nil, fmt.Errorf("enqueue jobs: %w", err)
+	}
+	receipts := make([]Receipt, len(jobs))
+	var queues []string
+	for i, j := range jobs {
+		receipts[i] = Receipt{ID: j.id, Skipped: !stored[j.id]}
+		delete(stored, j.id) // the second of an id within the call was skipped
+		queues = append(queues, j.queue)
+	}
+	t.Wake(queues...)
+	return receipts, nil
+}
+
+// store carries out an INSERT of jobs, in a transaction of its own, and returns which were stored.
+func (t *Table) store(ctx context.Context, sql string, jobs []Job) (stored map[uuid.UUID]bool, err error) {
 	for attempt := 1; ; attempt++ {
 		batch := &pgx.Batch{}
-		clear(stored)
-		err := t.append(batch, jobs, func(rows pgx.Rows) error {
+		stored = make(map[uuid.UUID]bool, len(jobs))
+		err := t.append(batch, sql, jobs, func(rows pgx.Rows) error {
 			ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 			for _, id := range ids {
 				stored[id] = true
@@ -165,21 +193,12 @@ func (t *Table) EnqueueAll(ctx context.Context, jobs ...Job) ([]Receipt, error) 
 		}
 		err = t.pool.SendBatch(ctx, batch).Close() // one transaction, as all that is sent at once
 		if err == nil {
-			break
+			return stored, nil
 		}
 		if attempt == enqueueAttemptsMax || !wantsRetry(err) {
-			return nil, fmt.Errorf("enqueue jobs: %w", err)
+			return nil, err
 		}
 	}
-	receipts := make([]Receipt, len(jobs))
-	var queues []string
-	for i, j := range jobs {
-		receipts[i] = Receipt{ID: j.id, Skipped: !stored[j.id]}
-		delete(stored, j.id) // the second of an id within the call was skipped
-		queues = append(queues, j.queue)
-	}
-	t.Wake(queues...)
-	return receipts, nil
 }
 
 // wantsRetry is true for what Postgres asks to try again: serialization_failure and deadlock_detected; and for

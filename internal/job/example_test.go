@@ -63,6 +63,19 @@ func ExampleTable_Append() {
 	})
 }
 
+// Jobs in another database than the use cases'. Every process that runs jobs runs the relay.
+func ExampleNewCrossing() {
+	err := log.Provision(ctx, []string{job.CrossingTopic}, []postgres.Subscription{
+		{Consumer: job.CrossingConsumer, Topic: job.CrossingTopic, Start: postgres.Beginning()},
+	})
+	if err != nil {
+		return
+	}
+	crossing := job.NewCrossing(log, table) // the log in one database, the table in the other
+	manager = manager.WithJobs(crossing)
+	go func() { _ = crossing.Run(ctx) }()
+}
+
 // Outside of one, and in bulk.
 func ExampleTable_EnqueueAll() {
 	var jobs []job.Job

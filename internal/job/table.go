@@ -159,13 +159,13 @@ func (t *Table) change(ctx context.Context, fn func(pgx.Tx) error) error {
 
 // statements are the table's statements that are sent often, put together once.
 type statements struct {
-	insert, lockKeys, settleKeys string
-	take, end, renew, due        string
+	insert, cross, lockKeys, settleKeys string
+	take, end, renew, due               string
 }
 
 func newStatements(t *Table) statements {
 	return statements{
-		insert: insertSQL(t), lockKeys: lockKeysSQL(t), settleKeys: settleKeysSQL(t),
+		insert: insertSQL(t), cross: crossSQL(t), lockKeys: lockKeysSQL(t), settleKeys: settleKeysSQL(t),
 		take: takeSQL(t), end: endSQL(t), renew: renewSQL(t), due: dueSQL(t),
 	}
 }

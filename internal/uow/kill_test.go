@@ -32,7 +32,14 @@ const (
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childURL) != "" {
-		if err := consume(); err != nil {
+		run := consume
+		switch {
+		case os.Getenv(childJobsURL) != "":
+			run = carryJobs
+		case os.Getenv(childQueueURL) != "":
+			run = runQueue
+		}
+		if err := run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1) //nolint:forbidigo // this is its main function
 		}

@@ -42,7 +42,8 @@ type Manager struct {
 	jobs  Jobs // nil without WithJobs
 }
 
-// Jobs is where a unit of work's jobs go: a *job.Table in the database that the transactions run in.
+// Jobs is where a unit of work's jobs go: a *job.Table in the database that the transactions run in, or the *job.Crossing that
+// leads from there to a table in another.
 type Jobs interface {
 	// Append queues what stores the jobs on a batch that is sent with the COMMIT.
 	Append(batch *pgx.Batch, jobs ...job.Job) error

@@ -40,7 +40,7 @@ func (w *Work) Track(aggregates ...domain.Source) { w.sources = append(w.sources
 // Enqueue makes a job part of the transaction: it is stored with the commit, after the events, or not at all. The cause
 // that Do's context carries becomes the correlation and causation of the job's message. A job that cannot be, one over a
 // limit, and any job where the Manager was made without WithJobs, make Do return an error before the commit. A job whose
-// unique key is taken, or whose id is known, is skipped without a word.
+// unique key is taken, or whose id is known, is skipped without a word; with a *job.Crossing that is decided when it arrives.
 func (w *Work) Enqueue(args job.Args, options ...job.Option) {
 	var causes []job.Option
 	if w.cause.Correlation != "" {

@@ -19,6 +19,12 @@ import (
 	"postbus/internal/localpg"
 )
 
+// The settings that name a database.
+const (
+	settingDatabase     = "DATABASE_URL"
+	settingJobsDatabase = "JOB_QUEUE_DATABASE_URL"
+)
+
 const (
 	startPatience  = 30 * time.Second // for a Postgres that is down, or starting, when the program starts
 	startRetry     = 500 * time.Millisecond
@@ -30,6 +36,7 @@ const (
 
 // database is the application's Postgres: one that a URL names, or a private one.
 type database struct {
+	setting string // that names it
 	pool    *pgxpool.Pool
 	private *localpg.Server // nil with a DATABASE_URL
 	version string
@@ -38,7 +45,7 @@ type database struct {
 // openDatabase connects, and starts the private Postgres first where there is no DATABASE_URL. say is told what takes
 // long. The error is a sentence for a person, without a password.
 func openDatabase(ctx context.Context, c config.Config, say func(string)) (*database, error) {
-	d := &database{}
+	d := &database{setting: settingDatabase}
 	address := c.DatabaseURL
 	if address == "" {
 		private, err := startPrivate(ctx, c, say)
@@ -48,7 +55,14 @@ func openDatabase(ctx context.Context, c config.Config, say func(string)) (*data
 		d.private = private
 		address = private.URL()
 	}
-	if err := d.connect(ctx, address, sessionName(c), say); err != nil {
+	err := d.open(ctx, address, sessionName(c))
+	if err == nil {
+		err = d.await(ctx, say)
+	}
+	if err == nil {
+		err = d.checkVersion(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
@@ -62,10 +76,11 @@ func startPrivate(ctx context.Context, c config.Config, say func(string)) (*loca
 	return localpg.Start(ctx, localpg.Options{Dir: filepath.Join(c.DataDir, "postgres"), Search: &search, Progress: say})
 }
 
-func (d *database) connect(ctx context.Context, address, name string, say func(string)) error {
+// open makes the pool, which connects when it is used.
+func (d *database) open(ctx context.Context, address, name string) error {
 	settings, err := pgxpool.ParseConfig(address)
 	if err != nil {
-		return errors.New("DATABASE_URL is not a Postgres URL") // its own text may quote the password
+		return errors.New(d.setting + " is not a Postgres URL") // its own text may quote the password
 	}
 	if u, err := url.Parse(address); err != nil || !u.Query().Has("pool_max_conns") {
 		settings.MaxConns = connectionsMax
@@ -82,9 +97,10 @@ func (d *database) connect(ctx context.Context, address, name string, say func(s
 	if d.pool, err = pgxpool.NewWithConfig(ctx, settings); err != nil {
 		return fmt.Errorf("open connection pool: %w", err)
 	}
-	if err := d.await(ctx, say); err != nil {
-		return err
-	}
+	return nil
+}
+
+func (d *database) checkVersion(ctx context.Context) error {
 	var version int
 	if err := d.pool.QueryRow(ctx, `SELECT current_setting('server_version_num')::int,
 		split_part(current_setting('server_version'), ' ', 1)`).Scan(&version, &d.version); err != nil {
@@ -118,12 +134,12 @@ func (d *database) await(ctx context.Context, say func(string)) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("wait for Postgres: %w", context.Cause(ctx))
 		}
-		if reason := refusal(err, &d.pool.Config().ConnConfig.Config); reason != "" {
+		if reason := d.refusal(err); reason != "" {
 			return fmt.Errorf("postgres at %s %s", place, reason)
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("postgres at %s did not answer within %s (%s); start it, or set DATABASE_URL to another",
-				place, startPatience, cause(err))
+			return fmt.Errorf("postgres at %s did not answer within %s (%s); start it, or set %s to another",
+				place, startPatience, cause(err), d.setting)
 		}
 		if try == 1 {
 			say("waiting for Postgres at " + place)
@@ -133,6 +149,11 @@ func (d *database) await(ctx context.Context, say func(string)) error {
 		case <-time.After(startRetry):
 		}
 	}
+}
+
+// refusal is what no waiting will mend about connecting here; "" for anything else.
+func (d *database) refusal(err error) string {
+	return refusal(err, &d.pool.Config().ConnConfig.Config, d.setting)
 }
 
 // place is host and port, for people.

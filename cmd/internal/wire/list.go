@@ -18,7 +18,6 @@ import (
 
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
-	"postbus/internal/bus"
 	"postbus/internal/config"
 )
 
@@ -52,15 +51,22 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tPARKED\tDEAD\tRUNS IN\tEVENT TYPES") // errors come up at Flush
-	for _, c := range all {
-		status, known, err := log.Status(ctx, postgres.Subscription{Consumer: c.Name(), Topic: c.Topic()})
+	for _, consumer := range all {
+		status, known, err := log.Status(ctx, postgres.Subscription{Consumer: consumer.Name(), Topic: consumer.Topic()})
 		if isMissing(err) {
 			return errNothingSetUp
 		}
 		if err != nil {
 			return err
 		}
-		writeRow(table, c, status, known, resting(connected, c.Name()))
+		writeRow(table, consumer.Name(), consumer.Topic(), consumer.Types(), status, known, resting(connected, consumer.Name()))
+	}
+	if c.JobsDatabaseURL != "" {
+		status, known, err := log.Status(ctx, crossing)
+		if err != nil && !isMissing(err) {
+			return err
+		}
+		writeRow(table, crossing.Consumer, crossing.Topic, nil, status, known, resting(connected, crossing.Consumer))
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print consumers: %w", err)
@@ -85,7 +91,7 @@ func isMissing(err error) bool {
 	return errors.As(err, &pg) && pg.Code == stateUndefinedTable
 }
 
-func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bool, resting []string) {
+func writeRow(table io.Writer, name, topic string, types []string, status postgres.Status, known bool, resting []string) {
 	count, oldest, owner := "new", "-", "-"
 	if known {
 		count = waiting(status)
@@ -100,7 +106,7 @@ func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bo
 		owner = strings.Join(resting, ", ") + ", resting"
 	}
 	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
-		c.Name(), c.Topic(), count, oldest, status.Parked, status.Dead, owner, strings.Join(c.Types(), ", "))
+		name, topic, count, oldest, status.Parked, status.Dead, owner, strings.Join(types, ", "))
 }
 
 // owners names the processes that share a consumer, each with how many of its shares it has when there are several.

@@ -25,8 +25,8 @@ const (
 	stateUndefinedTable = "42P01"
 )
 
-// refusal puts into words what no waiting will mend about a connection; "" for anything else.
-func refusal(err error, target *pgconn.Config) string {
+// refusal puts into words what no waiting will mend about a connection to what the setting names; "" for anything else.
+func refusal(err error, target *pgconn.Config, setting string) string {
 	var (
 		pg          *pgconn.PgError
 		certificate *tls.CertificateVerificationError
@@ -34,24 +34,24 @@ func refusal(err error, target *pgconn.Config) string {
 	)
 	switch {
 	case errors.As(err, &pg):
-		return refusalBy(pg.Code, target)
+		return refusalBy(pg.Code, target, setting)
 	case strings.Contains(err.Error(), "server refused TLS connection"): // pgx has no error to compare with
-		return "does not speak TLS; let it, or choose another sslmode in DATABASE_URL"
+		return "does not speak TLS; let it, or choose another sslmode in " + setting
 	case errors.As(err, &certificate):
-		return "has a certificate that is not trusted; check sslmode and sslrootcert in DATABASE_URL: " +
+		return "has a certificate that is not trusted; check sslmode and sslrootcert in " + setting + ": " +
 			telemetry.ErrorText(certificate.Err)
 	case errors.As(err, &network) && network.Op == "remote error": // a TLS alert
-		return "refused the TLS connection; check sslcert and sslkey in DATABASE_URL: " + telemetry.ErrorText(network.Err)
+		return "refused the TLS connection; check sslcert and sslkey in " + setting + ": " + telemetry.ErrorText(network.Err)
 	}
 	return ""
 }
 
-func refusalBy(code string, target *pgconn.Config) string {
+func refusalBy(code string, target *pgconn.Config, setting string) string {
 	switch code {
 	case stateWrongPassword, stateNotAuthorized:
-		return fmt.Sprintf("refused user %q; check user and password in DATABASE_URL", target.User)
+		return fmt.Sprintf("refused user %q; check user and password in %s", target.User, setting)
 	case stateNoDatabase:
-		return fmt.Sprintf("has no database %q; create it, or name another in DATABASE_URL", target.Database)
+		return fmt.Sprintf("has no database %q; create it, or name another in %s", target.Database, setting)
 	case stateStarting, stateNoConnections:
 		return ""
 	default:
@@ -93,7 +93,7 @@ func (d *database) explainSetUp(schema string, err error) error {
 		return fmt.Errorf("role %q may not create tables in schema %q, or not use them; GRANT it CREATE, or start once as the owner "+
 			"and grant it the use: %w", d.pool.Config().ConnConfig.User, schema, err)
 	case stateReadOnly:
-		return fmt.Errorf("postgres at %s is read-only; set DATABASE_URL to the primary: %w", d.place(), err)
+		return fmt.Errorf("postgres at %s is read-only; set %s to the primary: %w", d.place(), d.setting, err)
 	}
 	return err
 }

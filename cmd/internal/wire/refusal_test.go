@@ -78,7 +78,7 @@ func TestRefusal(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = pgconn.ConnectConfig(context.Background(), target)
-			if got := refusal(err, target); !strings.HasPrefix(got, tt.want) || strings.Contains(got, "hidden") {
+			if got := refusal(err, target, settingDatabase); !strings.HasPrefix(got, tt.want) || strings.Contains(got, "hidden") {
 				t.Errorf("%q for %v, want %q", got, err, tt.want)
 			}
 		})
@@ -99,7 +99,7 @@ func TestCause(t *testing.T) {
 		if got := cause(wrapped); !strings.HasSuffix(got, want) {
 			t.Errorf("%v is %q, want %q", err, got, want)
 		}
-		if got := refusal(wrapped, &pgconn.Config{}); got != "" {
+		if got := refusal(wrapped, &pgconn.Config{}, settingDatabase); got != "" {
 			t.Errorf("%v is final: %q", err, got)
 		}
 	}
@@ -115,7 +115,7 @@ func TestExplainSetUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	d := &database{pool: pool}
+	d := &database{setting: settingDatabase, pool: pool}
 	for code, want := range map[string]string{
 		"42501": `role "anna" may not create tables in schema "public", or not use them; GRANT it CREATE, or start once as the owner`,
 		"25006": "postgres at db.example:5433 is read-only; set DATABASE_URL to the primary",

@@ -41,6 +41,7 @@ type Backbone struct {
 	codec     *bus.Codec
 	consumers []*bus.Consumer
 	jobs      *job.Table
+	jobsApart *jobsApart // nil where jobs are in the application's database
 	workers   *job.Workers
 	scheduler *job.Scheduler
 }
@@ -121,9 +122,7 @@ func (b *Backbone) agree(c config.Config) error {
 
 func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.Tokens, sender mail.Sender) error {
 	pool := b.database.pool
-	for _, set := range []migrate.Set{
-		account.Migrations(), postgres.Migrations(postgres.DefaultSchema), job.Migrations(job.DefaultSchema),
-	} {
+	for _, set := range migrations(c) {
 		if err := migrate.Up(ctx, pool, set); err != nil {
 			return b.database.explainSetUp(set.Schema, err)
 		}
@@ -140,10 +139,11 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if err := inProcess(after, b.logger); err != nil {
 		return err
 	}
-	if b.jobs, err = job.Open(pool, job.Config{}, b.logger); err != nil {
+	jobs, err := b.openJobs(ctx, c)
+	if err != nil {
 		return err
 	}
-	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(b.jobs)
+	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(jobs)
 	if b.Accounts, err = account.New(work, pool, tokens); err != nil {
 		return err
 	}
@@ -161,8 +161,20 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if b.consumers, err = consumers(notifier); err != nil {
 		return err
 	}
-	err = b.log.Provision(ctx, types.Topics(), subscriptions(b.consumers))
-	return b.database.explainSetUp(postgres.DefaultSchema, err)
+	topics, readers := b.withCrossing(types.Topics(), subscriptions(b.consumers))
+	if err := b.log.Provision(ctx, topics, readers); err != nil {
+		return b.database.explainSetUp(postgres.DefaultSchema, err)
+	}
+	return b.noteLeftBehind(ctx)
+}
+
+// migrations are the schemas that are made in the application's database.
+func migrations(c config.Config) []migrate.Set {
+	sets := []migrate.Set{account.Migrations(), postgres.Migrations(postgres.DefaultSchema)}
+	if c.JobsDatabaseURL == "" {
+		sets = append(sets, job.Migrations(job.DefaultSchema))
+	}
+	return sets
 }
 
 func (b *Backbone) buildJobs() (err error) {
@@ -177,8 +189,13 @@ func (b *Backbone) buildJobs() (err error) {
 	return err
 }
 
-// Close gives up the database. Nothing may be running.
-func (b *Backbone) Close() error { return b.database.close() }
+// Close gives up the databases. Nothing may be running.
+func (b *Backbone) Close() error {
+	if b.jobsApart != nil {
+		return errors.Join(b.jobsApart.close(), b.database.close())
+	}
+	return b.database.close()
+}
 
 // Ready reports whether the database answers.
 func (b *Backbone) Ready(ctx context.Context) error { return b.database.pool.Ping(ctx) }
@@ -256,7 +273,7 @@ func (b *Backbone) Consume(ctx context.Context, consumers []*bus.Consumer, jobs 
 	if err := router.AddQueue(job.DefaultQueue, queue, b.workers.Handler(), b.jobs, policy); err != nil {
 		return err
 	}
-	return Together(ctx, router.Run, b.scheduler.Run)
+	return Together(ctx, router.Run, b.scheduler.Run, b.cross)
 }
 
 // Supervise keeps a private Postgres running, and the log and the work table in shape, until ctx ends.
@@ -265,5 +282,6 @@ func (b *Backbone) Supervise(ctx context.Context) {
 		func(ctx context.Context) error { b.database.supervise(ctx, b.logger); return nil },
 		func(ctx context.Context) error { b.log.Maintain(ctx); return nil },
 		b.jobs.Maintain,
+		b.keepJobsApart,
 	)
 }

@@ -30,6 +30,13 @@ func (l *Log) Status(ctx context.Context, s Subscription) (status Status, known 
 	return l.status(ctx, l.pool, s, waitingMax)
 }
 
+// Unread tells how old the oldest event of the topic is, by the database's clock, that the consumer has yet to pass: 0 when
+// there is none, or when the consumer is not known, and false when too many wait to say.
+func (l *Log) Unread(ctx context.Context, consumer, topic string) (oldest time.Duration, known bool, err error) {
+	status, _, err := l.Status(ctx, Subscription{Consumer: consumer, Topic: topic})
+	return status.Oldest, !status.More, err
+}
+
 type rowQuerier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
