@@ -15,8 +15,9 @@ func (c Config) String() string {
 	if c.SecretKey != nil {
 		secret = redacted
 	}
-	return fmt.Sprintf("program=%s database_url=%q jobs_database_url=%q data_dir=%q postgres_download=%t embedded_consumers=%t http_addr=%q "+
-		"public_url=%q public_url_guessed=%t trusted_proxies=%v secret_key=%q smtp_url=%q mail_from=%q log_level=%s log_format=%q "+
+	return fmt.Sprintf("program=%s database_url=%q jobs_database_url=%q data_dir=%q postgres_download=%t "+
+		"embedded_consumers=%t http_addr=%q public_url=%q public_url_guessed=%t trusted_proxies=%v secret_key=%q smtp_url=%q "+
+		"mail_from=%q log_level=%s log_format=%q "+
 		"only=%v list=%t move=%q to=%q rename=%q dead=%q which=%q apply=%t psql=%t",
 		c.Program, RedactURL(c.DatabaseURL), RedactURL(c.JobsDatabaseURL), c.DataDir, c.PostgresDownload, c.EmbeddedConsumers, c.HTTPAddr,
 		c.PublicURL, c.PublicURLGuessed, c.TrustedProxies, secret, RedactURL(c.SMTPURL), c.MailFrom, c.LogLevel, c.LogFormat,

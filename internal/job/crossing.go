@@ -291,28 +291,28 @@ func (t *Table) cross(ctx context.Context, jobs []Job) error {
 // keepForgetting forgets what has crossed, once it cannot come again, until ctx ends.
 func (c *Crossing) keepForgetting(ctx context.Context) {
 	for ctx.Err() == nil {
-		if _, err := c.forget(ctx, crossedKeep); err != nil && ctx.Err() == nil {
+		if err := c.forget(ctx); err != nil && ctx.Err() == nil {
 			c.logger.Debug("what has crossed is still remembered", slog.Any("error", err))
 		}
 		sleep(ctx, c.table.config.CleanEvery)
 	}
 }
 
-// forget deletes the notes that jobs have crossed which are older than that, unless the relay has yet to pass a message
-// of nearly that age. It returns how many there were.
-func (c *Crossing) forget(ctx context.Context, age time.Duration) (n int, err error) {
+// forget deletes the notes that jobs have crossed which are older than crossedKeep, unless the relay has yet to pass a message
+// of nearly that age.
+func (c *Crossing) forget(ctx context.Context) error {
 	oldest, known, err := c.log.Unread(ctx, CrossingConsumer, CrossingTopic)
-	if err != nil || !known || oldest > max(age-crossingSlack, 0) {
-		return 0, err
+	if err != nil || !known || oldest > crossedKeep-crossingSlack {
+		return err
 	}
-	for deleted := cleanMax; deleted == cleanMax; n += deleted {
-		tag, err := c.table.pool.Exec(ctx, forgetSQL(c.table), c.table.perValue, age.Microseconds(), cleanMax)
+	for deleted := cleanMax; deleted == cleanMax; {
+		tag, err := c.table.pool.Exec(ctx, forgetSQL(c.table), c.table.perValue, crossedKeep.Microseconds(), cleanMax)
 		if err != nil {
-			return n, fmt.Errorf("forget what has crossed: %w", err)
+			return fmt.Errorf("forget what has crossed: %w", err)
 		}
 		deleted = int(tag.RowsAffected())
 	}
-	return n, nil
+	return nil
 }
 
 func forgetSQL(t *Table) string {

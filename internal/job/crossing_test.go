@@ -220,7 +220,7 @@ func TestForgettingWhatHasCrossed(t *testing.T) {
 		want    int
 	}{{7 * 24 * time.Hour, false, 2}, {0, true, 2}, {time.Hour, false, 1}, {0, false, 1}} {
 		crossing := NewCrossing(&post{oldest: c.oldest, unknown: c.unknown}, table)
-		if _, err := crossing.forget(t.Context(), crossedKeep); err != nil {
+		if err := crossing.forget(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		ids := column[uuid.UUID](t, table.pool, `select id from postbus.job_crossed`)

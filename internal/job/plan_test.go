@@ -120,3 +120,13 @@ func TestCleaningReadsOnlyWhatHasEnded(t *testing.T) {
 		t.Errorf("cleaning read:\n%s", p.text)
 	}
 }
+
+// TestForgettingReadsOnlyWhatIsOld: what is remembered for good reason is not looked at.
+func TestForgettingReadsOnlyWhatIsOld(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	execute(t, table.pool, `insert into postbus.job_crossed select gen_random_uuid(), now() from generate_series(1, 50000)`)
+	execute(t, table.pool, `insert into postbus.job_crossed select gen_random_uuid(), now() - interval '8 days' from generate_series(1, 5)`)
+	execute(t, table.pool, `analyze postbus.job_crossed`)
+	explain(t, table, forgetSQL(table), crossedKeep.Microseconds(), cleanMax).check(t, "forgetting", 80)
+}

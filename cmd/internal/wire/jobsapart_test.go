@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -16,13 +17,18 @@ import (
 	"postbus/internal/pgtest"
 )
 
-// openApart starts a program whose jobs are in a database of their own.
-func openApart(t *testing.T, application, jobs string) (*Backbone, error) {
+// apartSettings are those of a program whose jobs are in a database of their own.
+func apartSettings(t *testing.T, application, jobs string) config.Config {
 	t.Helper()
-	return Open(t.Context(), config.Config{
+	return config.Config{
 		Program: config.App, DatabaseURL: application, JobsDatabaseURL: jobs, DataDir: pgtest.Dir(t), SecretKey: make([]byte, 32),
 		PublicURL: "http://127.0.0.1", MailFrom: "postbus@example.org",
-	}, slog.New(slog.DiscardHandler), func(string) {})
+	}
+}
+
+func openApart(t *testing.T, application, jobs string) (*Backbone, error) {
+	t.Helper()
+	return Open(t.Context(), apartSettings(t, application, jobs), slog.New(slog.DiscardHandler), func(string) {})
 }
 
 // runUntil runs the program's consumers and jobs until the function it returns is called.
@@ -105,6 +111,11 @@ func TestManyStartWithJobsApart(t *testing.T) {
 		if _, err := pool.Exec(t.Context(), statement); err != nil {
 			t.Fatal(err)
 		}
+	}
+	var list bytes.Buffer
+	err = List(t.Context(), apartSettings(t, application, jobs), &list, slog.New(slog.DiscardHandler), func(string) {})
+	if err != nil || !strings.Contains(list.String(), "\njobs:crossing ") {
+		t.Errorf("the list is %v\n%s", err, &list)
 	}
 	defer runUntil(t, b)()
 	eventually(t, b.database.pool, `select not exists (select from users)`)
