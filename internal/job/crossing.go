@@ -33,7 +33,7 @@ const (
 	crossedKeep = 7 * 24 * time.Hour
 	// crossingSlack is by how much the clocks of the two databases may differ.
 	crossingSlack = 24 * time.Hour
-	// crossingBatchMax bounds the jobs of one statement; the log delivers no more than its lanes at a time.
+	// crossingBatchMax is how many jobs are on their way at a time, and go together if they come together.
 	crossingBatchMax = 100
 	// crossingLocks is how many locks the lock keys share while they are put on the way.
 	crossingLocks = 256
@@ -47,8 +47,8 @@ type Log interface {
 	Append(batch *pgx.Batch, topic string, messages ...*message.Message) error
 	// Wake tells who reads the topics, after the commit.
 	Wake(topics ...string)
-	// Subscriber returns the subscriber of a consumer.
-	Subscriber(consumer string) (message.Subscriber, error)
+	// Subscriber returns the subscriber of a consumer, which delivers as many keys at a time.
+	Subscriber(consumer string, concurrency int) (message.Subscriber, error)
 	// Unread tells how old the oldest message is that the consumer has not passed; 0 when there is none, and false when there
 	// are too many to say.
 	Unread(ctx context.Context, consumer, topic string) (oldest time.Duration, known bool, err error)
@@ -180,7 +180,7 @@ func decodeCrossing(m *message.Message) (Job, error) {
 // they share the work. When a database does not answer it goes on by itself. It returns an error where the log has no
 // CrossingConsumer.
 func (c *Crossing) Run(ctx context.Context) error {
-	subscriber, err := c.log.Subscriber(CrossingConsumer)
+	subscriber, err := c.log.Subscriber(CrossingConsumer, crossingBatchMax)
 	if err != nil {
 		return fmt.Errorf("run the relay of jobs: %w", err)
 	}

@@ -33,7 +33,7 @@ func newPost(messages ...*message.Message) *post {
 
 func (*post) Append(*pgx.Batch, string, ...*message.Message) error { return nil }
 func (*post) Wake(...string)                                       {}
-func (p *post) Subscriber(string) (message.Subscriber, error)      { return p, nil }
+func (p *post) Subscriber(string, int) (message.Subscriber, error) { return p, nil }
 func (p *post) Unread(context.Context, string, string) (time.Duration, bool, error) {
 	return p.oldest, !p.unknown, nil
 }
