@@ -65,9 +65,10 @@ func NewSMTP(smtpURL string, options ...SMTPOption) (*SMTP, error) {
 	return s, nil
 }
 
-// Send delivers one mail and returns when the server has answered, within the timeout and within ctx. Its errors are
-// *DeliveryError, but for ErrRecipient and a Message that cannot be written.
-func (s *SMTP) Send(ctx context.Context, m Message) error {
+// Send delivers one mail and returns when the server has answered, within the timeout and within ctx. It calls last when
+// all but the final dot is said; an error of that is ErrTemporary. Its errors are *DeliveryError, but for ErrRecipient and a
+// Message that cannot be written.
+func (s *SMTP) Send(ctx context.Context, m Message, last func(context.Context) error) error {
 	mail, err := compose(m, s.now())
 	if err != nil {
 		return err
@@ -78,7 +79,12 @@ func (s *SMTP) Send(ctx context.Context, m Message) error {
 	if err != nil {
 		return newDeliveryError(ctx, StepConnect, err)
 	}
-	step, err := session.deliver(s.server, mail)
+	step, err := session.deliver(s.server, mail, func() error {
+		if last == nil {
+			return nil
+		}
+		return last(ctx)
+	})
 	if err == nil {
 		session.quit()
 		return nil
@@ -165,8 +171,8 @@ func (s *SMTP) tlsConfig() *tls.Config {
 	return &tls.Config{ServerName: s.server.Host, RootCAs: s.roots, MinVersion: tls.VersionTLS12}
 }
 
-// deliver goes through the steps and names the one that failed.
-func (s *session) deliver(server Server, mail envelope) (Step, error) {
+// deliver goes through the steps and names the one that failed. last comes right before the final dot.
+func (s *session) deliver(server Server, mail envelope, last func() error) (Step, error) {
 	if server.login != nil {
 		if err := s.signIn(server); err != nil {
 			return StepSignIn, err
@@ -190,6 +196,9 @@ func (s *session) deliver(server Server, mail envelope) (Step, error) {
 	// Without Close there is no final dot, so what breaks here was not taken.
 	if _, err := content.Write(mail.raw); err != nil {
 		return StepContent, err
+	}
+	if err := last(); err != nil {
+		return StepContent, &heldBackError{err}
 	}
 	if err := content.Close(); err != nil {
 		return StepFinish, err
