@@ -171,7 +171,7 @@ func (b *Backbone) showDeadJobs(ctx context.Context, out io.Writer, which job.Se
 		if j.LockKey != "" {
 			line("key", j.LockKey)
 		}
-		line(j.State, fmt.Sprintf("since %s, after %d attempts", j.FinalizedAt.UTC().Format(time.RFC3339), j.Attempt))
+		line(j.State, since(*j.FinalizedAt, j.Attempt))
 		line("metadata", string(metadata))
 		line("payload", string(j.Args))
 		line("failures", string(failures))
@@ -198,7 +198,7 @@ func (b *Backbone) showDead(ctx context.Context, out io.Writer, which postgres.D
 		if d.Holds {
 			line("holds", fmt.Sprintf("its key, with %d behind it", d.Behind))
 		}
-		line("dead", fmt.Sprintf("since %s, after %d attempts", d.DeadAt.UTC().Format(time.RFC3339), d.Attempts))
+		line("dead", since(d.DeadAt, d.Attempts))
 		line("metadata", string(d.Metadata))
 		line("payload", string(d.Payload))
 		line("failures", string(d.Failures))
@@ -208,6 +208,15 @@ func (b *Backbone) showDead(ctx context.Context, out io.Writer, which postgres.D
 		return fmt.Errorf("print dead events: %w", err)
 	}
 	return nil
+}
+
+// since tells for how long something is dead, and how often it was tried.
+func since(at time.Time, attempts int) string {
+	noun := "attempts"
+	if attempts == 1 {
+		noun = "attempt"
+	}
+	return fmt.Sprintf("since %s, after %d %s", at.UTC().Format(time.RFC3339), attempts, noun)
 }
 
 // harmless is a text without what a terminal would take for a command.
