@@ -69,7 +69,7 @@ func TestRefusedMailIsDead(t *testing.T) {
 	s.signUp("here@example.org")
 	s.office.await("here@example.org", verification)
 	s.untilDead(`job:outgoing-mail +[0-9a-f]{16} +1 +\S+ +verification-email +permanent: .*550 5\.1\.1`)
-	p.says(&p.err, `"job is dead, it will not be tried again"`)
+	p.says(&p.err, `"job is dead"`)
 	show := s.start(consumer, nil, "--dead=show", "--which=job:outgoing-mail")
 	show.exits(0)
 	if said := show.out.String(); !strings.Contains(said, `"user_id"`) || strings.Contains(said, "gone@example.org") {

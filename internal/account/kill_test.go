@@ -143,41 +143,7 @@ func sendMails() error {
 	if err != nil {
 		return err
 	}
-	mails, err := bus.NewConsumer("mails")
-	if err != nil {
-		return err
-	}
-	of := func(ctx context.Context, userID any) bool {
-		var email string
-		err := pool.QueryRow(ctx, `SELECT email FROM users WHERE id = $1`, userID).Scan(&email)
-		return err == nil && email == os.Getenv(childUser)
-	}
-	workers := job.NewWorkers()
-	err = errors.Join(
-		bus.Handle(mails, func(ctx context.Context, e user.Registered) error {
-			mine := of(ctx, e.UserID)
-			if mine {
-				dieAt("event received")
-			}
-			err := service.MailVerification(ctx, e)
-			if mine {
-				dieAt("job enqueued")
-			}
-			return err
-		}),
-		job.Handle(workers, func(ctx context.Context, j account.VerificationEmail) error {
-			mine := of(ctx, j.UserID)
-			if mine {
-				dieAt("job taken")
-			}
-			err := notifier.SendVerification(ctx, j)
-			if mine && err == nil {
-				dieAt("noted")
-				dieAt("completed")
-			}
-			return err
-		}),
-	)
+	mails, workers, err := deadlyHandlers(pool, service, notifier)
 	if err != nil {
 		return err
 	}
@@ -193,6 +159,43 @@ func sendMails() error {
 		return err
 	}
 	return router.Run(ctx)
+}
+
+// deadlyHandlers are the handlers of the event and of the job, which die around what they do.
+func deadlyHandlers(pool *pgxpool.Pool, service *account.Service, notifier *account.Notifier) (*bus.Consumer, *job.Workers, error) {
+	mails, err := bus.NewConsumer("mails")
+	if err != nil {
+		return nil, nil, err
+	}
+	mine := func(ctx context.Context, userID any) bool {
+		var email string
+		err := pool.QueryRow(ctx, `SELECT email FROM users WHERE id = $1`, userID).Scan(&email)
+		return err == nil && email == os.Getenv(childUser)
+	}
+	workers := job.NewWorkers()
+	return mails, workers, errors.Join(
+		bus.Handle(mails, func(ctx context.Context, e user.Registered) error {
+			if !mine(ctx, e.UserID) {
+				return service.MailVerification(ctx, e)
+			}
+			dieAt("event received")
+			err := service.MailVerification(ctx, e)
+			dieAt("job enqueued")
+			return err
+		}),
+		job.Handle(workers, func(ctx context.Context, j account.VerificationEmail) error {
+			if !mine(ctx, j.UserID) {
+				return notifier.SendVerification(ctx, j)
+			}
+			dieAt("job taken")
+			err := notifier.SendVerification(ctx, j)
+			if err == nil {
+				dieAt("noted")
+				dieAt("completed")
+			}
+			return err
+		}),
+	)
 }
 
 func openLog(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) (*postgres.Log, *bus.Codec, error) {
@@ -322,16 +325,15 @@ func (p *postOffice) expect(step, email string, kill func()) {
 	p.step, p.email, p.kill = step, email, kill
 }
 
-// at kills if it is time to, and tells whether it did.
-func (p *postOffice) at(step, email string) bool {
+// at kills if it is time to.
+func (p *postOffice) at(step, email string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.step != step || (email != "" && p.email != email) {
-		return false
+		return
 	}
 	p.step = ""
 	p.kill()
-	return true
 }
 
 func (p *postOffice) of(email string) []taken {

@@ -277,7 +277,7 @@ func (s *Subscriber) tell(d *delivery, o outcome) {
 	case verdictRetry:
 		s.logger.Warn("job failed, it will be tried again", append(job, slog.Duration("delay", o.wait))...)
 	case verdictDead:
-		s.logger.Error("job is dead, it will not be tried again", job...)
+		s.logger.Error("job is dead", job...)
 	}
 }
 

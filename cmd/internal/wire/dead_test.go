@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -29,38 +30,8 @@ func TestDeadEventFromTheCommandLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address, err := user.ParseAddress("anna@example.org")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Accounts.Register(t.Context(), address); err != nil {
-		t.Fatal(err)
-	}
-	var event uuid.UUID
-	var payload []byte
-	pool := b.database.pool
-	if err := pool.QueryRow(t.Context(), `SELECT id, payload FROM postbus.topic_user`).Scan(&event, &payload); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pool.Exec(t.Context(), `UPDATE postbus.topic_user SET payload = '{"user_id":1}'`); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	ended := make(chan error, 1)
-	selected, err := b.Select(settings.Only)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { ended <- b.Consume(ctx, selected) }()
-	defer func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	event, payload := b.breakAnEvent(t)
+	defer b.consuming(t, settings.Only)()
 	run := func(verb string, more func(*config.Config)) string {
 		t.Helper()
 		c := settings
@@ -80,7 +51,8 @@ func TestDeadEventFromTheCommandLine(t *testing.T) {
 			strings.Contains(said, "undecodable: ")
 	})
 	one := func(c *config.Config) { c.WhichConsumer, c.WhichID = "verification-email", event }
-	if said := run("show", one); !strings.Contains(said, "verification-email:"+event.String()) || !strings.Contains(said, `{"user_id":1}`) {
+	if said := run("show", one); !strings.Contains(said, "verification-email:"+event.String()) || !strings.Contains(said, `{"user_id":1}`) ||
+		!strings.Contains(said, ", after 1 attempt\n") {
 		t.Errorf("show says\n%s", said)
 	}
 	file := filepath.Join(pgtest.Dir(t), "payload.json")
@@ -96,11 +68,50 @@ func TestDeadEventFromTheCommandLine(t *testing.T) {
 	}
 	await(t, "the mail's job", func() bool {
 		var jobs int
-		err := pool.QueryRow(t.Context(), `SELECT count(*) FROM postbus.jobs WHERE args::json->>'event_id' = $1`, event.String()).Scan(&jobs)
+		err := b.database.pool.QueryRow(t.Context(), `SELECT count(*) FROM postbus.jobs WHERE args::json->>'event_id' = $1`,
+			event.String()).Scan(&jobs)
 		return err == nil && jobs == 1
 	})
 	if said := run("list", nil); said != "nothing is dead\n" {
 		t.Errorf("in the end it says %q", said)
+	}
+}
+
+// breakAnEvent registers a user and spoils the event's payload, which it returns as it was.
+func (b *Backbone) breakAnEvent(t *testing.T) (event uuid.UUID, payload []byte) {
+	t.Helper()
+	address, err := user.ParseAddress("anna@example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Accounts.Register(t.Context(), address); err != nil {
+		t.Fatal(err)
+	}
+	pool := b.database.pool
+	if err := pool.QueryRow(t.Context(), `SELECT id, payload FROM postbus.topic_user`).Scan(&event, &payload); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE postbus.topic_user SET payload = '{"user_id":1}'`); err != nil {
+		t.Fatal(err)
+	}
+	return event, payload
+}
+
+// consuming runs what the names select until end is called, which closes all.
+func (b *Backbone) consuming(t *testing.T, only []string) (end func()) {
+	t.Helper()
+	selected, err := b.Select(only)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- b.Consume(ctx, selected) }()
+	return func() {
+		stop()
+		if err := errors.Join(<-ended, b.Close()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -101,16 +101,15 @@ func isMissing(err error) bool {
 }
 
 func writeRow(table io.Writer, c *bus.Consumer, status postgres.Status, known bool, resting []string) {
-	count, oldest, owner := "new", "-", ""
+	count, oldest := "new", "-"
 	if known {
 		count = waiting(status)
 	}
 	if status.Waiting > 0 {
 		oldest = status.Oldest.Round(time.Second).String()
 	}
-	owner = whereRuns(status.Owners, resting)
 	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
-		c.Name(), c.Topic(), count, oldest, status.Parked, status.Dead, owner, strings.Join(c.Types(), ", "))
+		c.Name(), c.Topic(), count, oldest, status.Parked, status.Dead, whereRuns(status.Owners, resting), strings.Join(c.Types(), ", "))
 }
 
 // writeQueue prints a queue's row. Which kinds of jobs are in it is up to who enqueues them.
