@@ -37,6 +37,28 @@ func (l *Ledger) expectState(t *testing.T, want string) {
 	}
 }
 
+// TestMailKeepsItsMessageID: that of its first attempt, though PUBLIC_URL has changed since.
+func TestMailKeepsItsMessageID(t *testing.T) {
+	t.Parallel()
+	var ids []string
+	l := ledgerOn(t, scripted(func(_ context.Context, m Message, _ func(context.Context) error) error {
+		if ids = append(ids, m.ID); len(ids) == 1 {
+			return ErrTemporary
+		}
+		return nil
+	}))
+	for _, url := range []string{testURL, "https://elsewhere.example"} {
+		post, err := NewPost(l, url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = post.Welcome(t.Context(), testTo, testEvent) // the first fails
+	}
+	if len(ids) != 2 || ids[0] != ids[1] || ids[0] != testEvent+".welcome@post.example.com" {
+		t.Errorf("the attempts had the ids %q", ids)
+	}
+}
+
 // scripted is a Sender that does as it is told.
 type scripted func(ctx context.Context, m Message, last func(context.Context) error) error
 

@@ -17,10 +17,11 @@ import (
 
 // The bounds of one attempt. Whichever comes first ends it.
 const (
-	sendTimeout  = 30 * time.Second // a whole Send, from dial to the reply to the final dot
-	dialTimeout  = 10 * time.Second // until the connection stands
-	replyTimeout = 20 * time.Second // one command's answer, or one write
-	quitTimeout  = 2 * time.Second  // the goodbye, when the mail is already delivered
+	sendTimeout   = 3 * time.Minute  // a whole Send, from dial to the reply to the final dot
+	dialTimeout   = 10 * time.Second // until the connection stands
+	replyTimeout  = 20 * time.Second // one command's answer, or one write
+	finishTimeout = 2 * time.Minute  // the reply to the final dot: whoever does not wait for it does not know
+	quitTimeout   = 2 * time.Second  // the goodbye, when the mail is already delivered
 )
 
 var errTimeout = errors.New("the timeout of a mail must be more than zero")
@@ -44,7 +45,7 @@ func WithRootCAs(pool *x509.CertPool) SMTPOption {
 	return func(s *SMTP) { s.roots = pool }
 }
 
-// WithTimeout sets the bound of a whole Send. Default: 30 s.
+// WithTimeout sets the bound of a whole Send. Default: 3 min.
 func WithTimeout(d time.Duration) SMTPOption {
 	return func(s *SMTP) { s.timeout = d }
 }
@@ -164,7 +165,7 @@ func (s *SMTP) dial(ctx context.Context, network, address string) (*boundedConn,
 		_ = conn.Close()
 		return nil, errNotLoopback
 	}
-	return &boundedConn{Conn: conn, timeout: min(replyTimeout, s.timeout)}, nil
+	return &boundedConn{Conn: conn, timeout: min(replyTimeout, s.timeout), finish: min(finishTimeout, s.timeout)}, nil
 }
 
 func (s *SMTP) tlsConfig() *tls.Config {
@@ -200,6 +201,7 @@ func (s *session) deliver(server Server, mail envelope, last func() error) (Step
 	if err := last(); err != nil {
 		return StepContent, &heldBackError{err}
 	}
+	s.conn.timeout = s.conn.finish
 	if err := content.Close(); err != nil {
 		return StepFinish, err
 	}
@@ -231,7 +233,8 @@ func (s *session) quit() {
 type boundedConn struct {
 	net.Conn
 	timeout time.Duration
-	release func() bool // undoes the closing at the context's end
+	finish  time.Duration // what timeout is for the reply to the final dot
+	release func() bool   // undoes the closing at the context's end
 }
 
 func (c *boundedConn) Read(p []byte) (int, error) {

@@ -57,7 +57,7 @@ func queues() []queue { return []queue{{job.DefaultQueue, 4}, {account.MailQueue
 func workers(accounts *account.Service, n *account.Notifier) (*job.Workers, error) {
 	// Somebody waits for the mail, so not for long at a time; and for two and a half days, as a mail server may be away over a
 	// weekend.
-	outgoing := job.Policy{Attempts: 500, WaitMax: 10 * time.Minute, Timeout: time.Minute}
+	outgoing := job.Policy{Attempts: 500, WaitMax: 10 * time.Minute, Timeout: 4 * time.Minute}
 	w := job.NewWorkers()
 	return w, errors.Join(
 		job.Handle(w, accounts.DeleteUnverified, job.Policy{Timeout: 10 * time.Minute}),
