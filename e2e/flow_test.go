@@ -59,6 +59,7 @@ func (s *site) wantFewLines(p *process) {
   sign up    ` + s.url() + `/
   postgres   \d+\.\d+.*, private, created in \d+\.\d s, in .*/postgres
   consumers  verification-email, welcome-email, in this process
+  jobs       default, outgoing-mail, in this process
   stop       Ctrl-C
 $`)
 	if said := p.out.String(); !want.MatchString(said) {
@@ -87,7 +88,11 @@ func TestSeparateConsumers(t *testing.T) {
 
 	s.signUp(bert)
 	welcoming := s.startConsumer("--only", "welcome-email")
-	verifying := s.startConsumer("--only=verification-email")
+	if said := welcoming.out.String(); !strings.Contains(said, "  mail       waits for a process that runs job:outgoing-mail\n") ||
+		!strings.Contains(said, "  consumers  welcome-email\n  jobs       none here\n") {
+		t.Errorf("the consumer says\n%s", said)
+	}
+	verifying := s.startConsumer("--only=verification-email,job:outgoing-mail")
 	s.confirm(s.office.await(bert, verification).link)
 	s.office.await(bert, welcome)
 	if n := len(s.office.of("", "")); n != 4 {
@@ -111,6 +116,7 @@ func (s *site) wantConsumerLines(p *process) {
   links      ` + s.url() + `
   mail       clear text to ` + s.office.addr + `
   consumers  verification-email, welcome-email
+  jobs       default, outgoing-mail
   postgres   \d+\.\d+.*, private, adopted, in .*/postgres
   stop       Ctrl-C
 $`)
@@ -122,9 +128,11 @@ $`)
 // wantList waits until --list says that a consumer process has handled everything.
 func (s *site) wantList() {
 	s.t.Helper()
-	want := regexp.MustCompile(`^CONSUMER +TOPIC +WAITING +OLDEST +PARKED +DEAD +RUNS IN +EVENT TYPES
+	want := regexp.MustCompile(`^CONSUMER +TOPIC +WAITING +OLDEST +PARKED +DEAD +RUNS IN +TYPES
 verification-email +user +0 +- +0 +0 +\S+/\d+/\S+ +user\.registered, user\.verification_requested, user\.registration_repeated
 welcome-email +user +0 +- +0 +0 +\S+/\d+/\S+ +user\.email_verified
+job:default +- +0 +- +0 +0 +\S+/\d+, resting +-
+job:outgoing-mail +- +0 +- +0 +0 +\S+/\d+, resting +-
 $`)
 	until(s.t, "--list says that nothing waits", func() bool {
 		list := s.start(consumer, nil, "--list")

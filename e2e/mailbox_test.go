@@ -22,6 +22,7 @@ func TestWithoutMailServer(t *testing.T) {
   mailbox    ` + s.url() + `/mailbox   \(SMTP_URL is unset: mail stays here\)
   postgres   \d+\.\d+.*, private, created in \d+\.\d s, in .*/postgres
   consumers  verification-email, welcome-email, in this process
+  jobs       default, outgoing-mail, in this process
   stop       Ctrl-C
 $`)
 	if said := p.out.String(); !want.MatchString(said) {

@@ -41,9 +41,11 @@ func TestListOnlyReads(t *testing.T) {
 	}
 	list := s.start(consumer, nil, "--list")
 	list.exits(0)
-	want := "CONSUMER             TOPIC   WAITING   OLDEST   PARKED   DEAD   RUNS IN   EVENT TYPES\n" +
+	want := "CONSUMER             TOPIC   WAITING   OLDEST   PARKED   DEAD   RUNS IN   TYPES\n" +
 		"verification-email   user    0         -        0        0      -         user.registered, user.verification_requested, user.registration_repeated\n" +
-		"welcome-email        user    new       -        0        0      -         user.email_verified\n"
+		"welcome-email        user    new       -        0        0      -         user.email_verified\n" +
+		"job:default          -       0         -        0        0      -         -\n" +
+		"job:outgoing-mail    -       0         -        0        0      -         -\n"
 	if said := list.out.String(); said != want {
 		t.Errorf("--list says\n%s\nwant\n%s", said, want)
 	}

@@ -106,7 +106,7 @@ func TestStopWhileSending(t *testing.T) {
 	p.exits(0)
 
 	s.startConsumer()
-	until(t, "no event waits", func() bool {
+	until(t, "no mail waits", func() bool {
 		list := s.start(consumer, nil, "--list")
 		list.exits(0)
 		return nothingWaits.MatchString(list.out.String())
@@ -116,8 +116,8 @@ func TestStopWhileSending(t *testing.T) {
 	}
 }
 
-// nothingWaits is what --list says of the first consumer when it has handled everything.
-var nothingWaits = regexp.MustCompile(`(?m)^verification-email +user +0 `)
+// nothingWaits is what --list says of the queue of mails when all of them are sent.
+var nothingWaits = regexp.MustCompile(`(?m)^job:outgoing-mail +- +0 +- +0 +0 +\S+, resting `)
 
 // TestStopLeavesNoPostgres ends the app as a terminal does that is closed, and by two signals in quick succession.
 func TestStopLeavesNoPostgres(t *testing.T) {

@@ -151,6 +151,10 @@ func TestUnknownConsumer(t *testing.T) {
 			`postbus consumer: there is no consumer "nobody"; there are verification-email, welcome-email`)
 		s.wantEmptyDir()
 	}
+	for _, args := range [][]string{{"--only", "welcome-email,job:nowhere"}, {"--dead", "show", "--which", "job:nowhere"}} {
+		s.start(consumer, nil, args...).wantRefusal(1, `postbus consumer: there is no queue "nowhere"; there are default, outgoing-mail`)
+		s.wantEmptyDir()
+	}
 }
 
 // TestOwnPostgres has a Postgres that is away, comes, refuses, goes and comes back.
@@ -173,7 +177,7 @@ func TestOwnPostgres(t *testing.T) {
 	worker.says(&worker.out, "  stop       Ctrl-C\n")
 	s.wantReady(http.StatusOK)
 
-	s.signUp(anna) // the mail server is away: the event waits
+	s.signUp(anna) // the mail server is away: the mail waits
 	server.Stop()
 	s.wantReady(http.StatusServiceUnavailable)
 	s.wantUnavailable()

@@ -39,8 +39,12 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, b.Close())
 	}
-	announce(os.Stdout, b, c, app.ShowsMailbox())
-	err = errors.Join(wire.Together(ctx, parts(b, c, app, listener)...), b.Close())
+	all, err := b.Select(nil)
+	if err != nil {
+		return errors.Join(err, b.Close())
+	}
+	announce(os.Stdout, b, c, all, app.ShowsMailbox())
+	err = errors.Join(wire.Together(ctx, parts(b, c, all, app, listener)...), b.Close())
 	logger.Info("stopped")
 	return err
 }
@@ -53,15 +57,15 @@ func settings(b *wire.Backbone, c config.Config, logger *slog.Logger) web.Config
 	return s
 }
 
-func parts(b *wire.Backbone, c config.Config, app *web.App, listener net.Listener) []func(context.Context) error {
-	all := []func(context.Context) error{
+func parts(b *wire.Backbone, c config.Config, all wire.Selection, app *web.App, listener net.Listener) []func(context.Context) error {
+	running := []func(context.Context) error{
 		func(ctx context.Context) error { return app.Serve(ctx, listener) },
 		func(ctx context.Context) error { b.Supervise(ctx); return nil },
 	}
 	if c.EmbeddedConsumers {
-		all = append(all, func(ctx context.Context) error { return b.Consume(ctx, b.Consumers(), true) })
+		running = append(running, func(ctx context.Context) error { return b.Consume(ctx, all) })
 	}
-	return all
+	return running
 }
 
 func listen(ctx context.Context, addr string) (net.Listener, error) {
@@ -78,7 +82,7 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 }
 
 // announce says what was started and where to click, in at most ten lines.
-func announce(out io.Writer, b *wire.Backbone, c config.Config, mailbox bool) {
+func announce(out io.Writer, b *wire.Backbone, c config.Config, all wire.Selection, mailbox bool) {
 	line := func(name, text string) { _, _ = fmt.Fprintf(out, "  %-10s %s\n", name, text) } // nobody may be reading
 	_, _ = fmt.Fprintln(out, "postbus is running")
 	line("sign up", c.PublicURL+"/")
@@ -93,7 +97,8 @@ func announce(out io.Writer, b *wire.Backbone, c config.Config, mailbox bool) {
 		line("jobs", jobs)
 	}
 	if c.EmbeddedConsumers {
-		line("consumers", wire.Names(b.Consumers())+", in this process")
+		line("consumers", all.Consumers()+", in this process")
+		line("jobs", all.Queues()+", in this process")
 	} else {
 		line("consumers", "none here; start them with: go run ./cmd/consumer")
 	}

@@ -1,6 +1,6 @@
-// Command consumer runs the application's consumers as a process of their own, all of them or those named by --only.
-// --list shows them and where each stands, --move and --rename change that, --dead deals with what they have given up;
-// --help lists the settings.
+// Command consumer runs the application's consumers and jobs as a process of their own, all of them or those named by --only.
+// --list shows them and where each stands, --move and --rename change that, --dead deals with what was given up; --help
+// lists the settings.
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 	"os"
 
 	"postbus/cmd/internal/wire"
-	"postbus/internal/bus"
+	"postbus/internal/account"
 	"postbus/internal/config"
 )
 
@@ -44,7 +44,7 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 	}
 	announce(os.Stdout, b, selected)
 	err = wire.Together(ctx,
-		func(ctx context.Context) error { return b.Consume(ctx, selected, len(c.Only) == 0) },
+		func(ctx context.Context) error { return b.Consume(ctx, selected) },
 		func(ctx context.Context) error { b.Supervise(ctx); return nil },
 	)
 	err = errors.Join(err, b.Close())
@@ -53,12 +53,17 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 }
 
 // announce says what was started and what it takes for granted: a consumer cannot see what the app was told.
-func announce(out io.Writer, b *wire.Backbone, selected []*bus.Consumer) {
+func announce(out io.Writer, b *wire.Backbone, selected wire.Selection) {
 	line := func(name, text string) { _, _ = fmt.Fprintf(out, "  %-10s %s\n", name, text) } // nobody may be reading
 	_, _ = fmt.Fprintln(out, "postbus consumer is running")
 	line("links", b.PublicURL)
-	line("mail", b.Mail)
-	line("consumers", wire.Names(selected))
+	if selected.SendsMail() {
+		line("mail", b.Mail)
+	} else {
+		line("mail", "waits for a process that runs "+config.QueuePrefix+account.MailQueue)
+	}
+	line("consumers", selected.Consumers())
+	line("jobs", selected.Queues())
 	line("postgres", b.Postgres())
 	if jobs := b.Jobs(); jobs != "" {
 		line("jobs", jobs)

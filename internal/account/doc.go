@@ -1,10 +1,14 @@
 // Package account holds the use cases around a user's address: register, ask for another verification mail, look at a
-// link, verify; and the handlers that send the mails which follow from them.
+// link, verify; and the handlers of the events and jobs by which the mails are sent that follow from them.
 //
 // # The way of an address
 //
 //	Register ─► user.registered ─► mail with a link ─► Inspect (changes nothing)
 //	                                                   Verify ─► user.email_verified ─► welcome mail
+//
+// A mail takes two steps. The consumer of the event enqueues a job, exactly once (Service.MailVerification and its like). The
+// job sends the mail (Notifier); it has a queue of its own, MailQueue, and fails, waits and is given up for itself, so that
+// one person's mail holds up nobody else's.
 //
 // Every use case that writes is one Unit of Work: the rows and the events are durable together or not at all. No
 // answer tells whether an address is known. What a stranger could learn it from, the owner of the mailbox reads instead.

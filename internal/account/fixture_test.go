@@ -17,7 +17,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.uber.org/goleak"
 
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
@@ -27,8 +26,6 @@ import (
 	"postbus/internal/pgtest"
 	"postbus/internal/uow"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const publicURL = "https://post.example"
 
@@ -46,9 +43,13 @@ type fixture struct {
 
 func setUp(t *testing.T) *fixture {
 	t.Helper()
+	return setUpOn(t, pgtest.URL(t, account.Migrations(), postgres.Migrations(postgres.DefaultSchema), job.Migrations(job.DefaultSchema)))
+}
+
+func setUpOn(t *testing.T, url string) *fixture {
+	t.Helper()
 	f := &fixture{t: t, tokens: account.NewTokens(secret), trace: &trace{}}
-	f.pool = openTraced(t, pgtest.URL(t, account.Migrations(), postgres.Migrations(postgres.DefaultSchema),
-		job.Migrations(job.DefaultSchema)), f.trace)
+	f.pool = openTraced(t, url, f.trace)
 
 	catalogue, err := bus.NewCatalogue(bus.Define[user.Registered](1), bus.Define[user.VerificationRequested](1),
 		bus.Define[user.RegistrationRepeated](1), bus.Define[user.EmailVerified](1))

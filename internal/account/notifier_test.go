@@ -2,6 +2,7 @@ package account_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"postbus/internal/account"
 	"postbus/internal/domain"
 	"postbus/internal/domain/user"
+	"postbus/internal/job"
 )
 
 // outbox is Mails that keeps what it is given, or fails.
@@ -20,7 +22,7 @@ type outbox struct {
 	err  error
 }
 
-type sent struct{ kind, to, link, eventID string }
+type sent struct{ kind, to, link, key string }
 
 func (o *outbox) keep(s sent) error {
 	if o.err == nil {
@@ -29,16 +31,16 @@ func (o *outbox) keep(s sent) error {
 	return o.err
 }
 
-func (o *outbox) Verification(_ context.Context, to, link, eventID string) error {
-	return o.keep(sent{"verification", to, link, eventID})
+func (o *outbox) Verification(_ context.Context, to, link, key string) error {
+	return o.keep(sent{"verification", to, link, key})
 }
 
-func (o *outbox) Welcome(_ context.Context, to, eventID string) error {
-	return o.keep(sent{kind: "welcome", to: to, eventID: eventID})
+func (o *outbox) Welcome(_ context.Context, to, key string) error {
+	return o.keep(sent{kind: "welcome", to: to, key: key})
 }
 
-func (o *outbox) AlreadyRegistered(_ context.Context, to, eventID string) error {
-	return o.keep(sent{kind: "already registered", to: to, eventID: eventID})
+func (o *outbox) AlreadyRegistered(_ context.Context, to, key string) error {
+	return o.keep(sent{kind: "already registered", to: to, key: key})
 }
 
 func (f *fixture) notifier(mails account.Mails) *account.Notifier {
@@ -48,24 +50,56 @@ func (f *fixture) notifier(mails account.Mails) *account.Notifier {
 	return n
 }
 
-// handle gives the latest event of the log to the notifier, as the bus would.
-func (f *fixture) handle(n *account.Notifier) error {
+// consume gives the latest event of the log to its consumer's handler, as the bus would.
+func (f *fixture) consume() error {
 	f.t.Helper()
 	events := f.events()
 	last := events[len(events)-1]
-	ctx := domain.WithCause(f.t.Context(), domain.Cause{EventID: last.ID})
+	ctx := domain.WithCause(f.t.Context(), domain.Cause{EventID: last.ID, Consumer: "mails", Correlation: "visit"})
 	switch last.Type {
 	case "user.registered":
-		return n.SendVerification(ctx, lastEvent[user.Registered](f))
+		return f.service.MailVerification(ctx, lastEvent[user.Registered](f))
 	case "user.verification_requested":
-		return n.ResendVerification(ctx, lastEvent[user.VerificationRequested](f))
+		return f.service.MailFurtherVerification(ctx, lastEvent[user.VerificationRequested](f))
 	case "user.registration_repeated":
-		return n.SendAlreadyRegistered(ctx, lastEvent[user.RegistrationRepeated](f))
+		return f.service.MailRepeatedRegistration(ctx, lastEvent[user.RegistrationRepeated](f))
 	case "user.email_verified":
-		return n.SendWelcome(ctx, lastEvent[user.EmailVerified](f))
+		return f.service.MailWelcome(ctx, lastEvent[user.EmailVerified](f))
 	}
 	f.t.Fatalf("no handler for %s", last.Type)
 	return nil
+}
+
+// work gives the latest job to the notifier, as the work table would.
+func (f *fixture) work(n *account.Notifier) error {
+	f.t.Helper()
+	var kind, args string
+	f.scan([]any{&kind, &args}, `SELECT kind, args FROM postbus.jobs ORDER BY sequence DESC LIMIT 1`)
+	switch kind {
+	case "verification-email":
+		return n.SendVerification(f.t.Context(), argsOf[account.VerificationEmail](f, args))
+	case "repeated-registration-email":
+		return n.SendRepeatedRegistration(f.t.Context(), argsOf[account.RepeatedRegistrationEmail](f, args))
+	case "welcome-email":
+		return n.SendWelcome(f.t.Context(), argsOf[account.WelcomeEmail](f, args))
+	}
+	f.t.Fatalf("no handler for %s", kind)
+	return nil
+}
+
+func argsOf[A job.Args](f *fixture, encoded string) (args A) {
+	f.t.Helper()
+	decoder := json.NewDecoder(strings.NewReader(encoded))
+	decoder.DisallowUnknownFields()
+	must(f.t, decoder.Decode(&args))
+	return args
+}
+
+// handle goes both steps of a mail for the latest event.
+func (f *fixture) handle(n *account.Notifier) error {
+	f.t.Helper()
+	must(f.t, f.consume())
+	return f.work(n)
 }
 
 func TestMailsOfAUsersLife(t *testing.T) {
@@ -76,13 +110,13 @@ func TestMailsOfAUsersLife(t *testing.T) {
 		t.Helper()
 		mails.sent = nil
 		must(t, f.handle(n))
-		must(t, f.handle(n)) // delivery is at least once
+		must(t, f.handle(n)) // a delivery of either may be repeated
 		if len(mails.sent) != 2 || mails.sent[0] != mails.sent[1] {
 			t.Fatalf("sent %+v, want one mail twice", mails.sent)
 		}
 		events := f.events()
 		got := mails.sent[0]
-		if got.kind != kind || got.to != "Anna@xn--bcher-kva.example" || got.eventID != events[len(events)-1].ID.String() {
+		if got.kind != kind || got.to != "Anna@xn--bcher-kva.example" || got.key != events[len(events)-1].ID.String() {
 			t.Errorf("sent %+v, want %s to the address as typed, with the event's id", got, kind)
 		}
 		return got
@@ -110,7 +144,37 @@ func TestMailsOfAUsersLife(t *testing.T) {
 	step("already registered")
 }
 
-// A mail that has lost its sense is not sent, and the event counts as handled.
+// TestMailIsEnqueuedOnce: for each event one job, in the queue of mails, that knows what it follows from; also when the
+// consumer was moved back, while there is one.
+func TestMailIsEnqueuedOnce(t *testing.T) {
+	f := setUp(t)
+	f.register("anna@example.com")
+	for range 3 {
+		must(t, f.consume())
+	}
+	id := f.events()[0].ID.String()
+	want := "verification-email outgoing-mail " + id + " visit"
+	row := `SELECT kind || ' ' || queue || ' ' || (metadata::json->>'causationid') || ' ' || (metadata::json->>'correlationid')
+		FROM postbus.jobs`
+	var got string
+	f.scan([]any{&got}, row)
+	if n := f.count(`SELECT count(*) FROM postbus.jobs`); n != 1 || got != want {
+		t.Errorf("%d jobs, %q, want one, %q", n, got, want)
+	}
+	f.exec(`DELETE FROM postbus.inbox`)
+	must(t, f.consume())
+	if n := f.count(`SELECT count(*) FROM postbus.jobs`); n != 1 {
+		t.Errorf("%d jobs", n)
+	}
+	f.exec(`UPDATE postbus.jobs SET state = 'completed', finalized_at = now()`)
+	f.exec(`DELETE FROM postbus.inbox`)
+	must(t, f.consume())
+	if n := f.count(`SELECT count(DISTINCT args::json->>'event_id') FROM postbus.jobs`); n != 1 {
+		t.Errorf("the jobs of one event are of %d mails", n)
+	}
+}
+
+// A mail that has lost its sense is not sent, and the job is done.
 func TestMailsThatAreNotSent(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -164,10 +228,10 @@ func TestMailsThatFail(t *testing.T) {
 	if err := f.handle(n); !errors.Is(err, refused) {
 		t.Errorf("welcome: %v, want the sender's error", err)
 	}
-	ended, cancel := context.WithCancel(domain.WithCause(t.Context(), domain.Cause{EventID: uuid.Max}))
+	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := n.SendWelcome(ended, lastEvent[user.EmailVerified](f)); !errors.Is(err, context.Canceled) {
-		t.Errorf("without a database: %v, want an error so that the event comes again", err)
+	if err := n.SendWelcome(ended, account.WelcomeEmail{EventID: uuid.Max}); !errors.Is(err, context.Canceled) {
+		t.Errorf("without a database: %v, want an error so that the job is tried again", err)
 	}
 }
 
@@ -202,17 +266,20 @@ func TestHandlersNeedAnEvent(t *testing.T) {
 	n := f.notifier(mails)
 	f.verified("anna@example.com")
 	for name, err := range map[string]error{
-		"verification": n.SendVerification(t.Context(), user.Registered{}),
-		"resend":       n.ResendVerification(t.Context(), user.VerificationRequested{}),
-		"repeated":     n.SendAlreadyRegistered(t.Context(), user.RegistrationRepeated{}),
-		"welcome":      n.SendWelcome(t.Context(), lastEvent[user.EmailVerified](f)),
+		"registered":        f.service.MailVerification(t.Context(), user.Registered{}),
+		"requested":         f.service.MailFurtherVerification(t.Context(), user.VerificationRequested{}),
+		"repeated":          f.service.MailRepeatedRegistration(t.Context(), user.RegistrationRepeated{}),
+		"verified":          f.service.MailWelcome(t.Context(), lastEvent[user.EmailVerified](f)),
+		"verification mail": n.SendVerification(t.Context(), account.VerificationEmail{}),
+		"notice":            n.SendRepeatedRegistration(t.Context(), account.RepeatedRegistrationEmail{}),
+		"welcome mail":      n.SendWelcome(t.Context(), account.WelcomeEmail{}),
 	} {
 		if !errors.Is(err, account.ErrNoEvent) {
 			t.Errorf("%s: %v, want ErrNoEvent", name, err)
 		}
 	}
-	if len(mails.sent) != 0 {
-		t.Errorf("sent %+v", mails.sent)
+	if jobs := f.count(`SELECT count(*) FROM postbus.jobs`); len(mails.sent) != 0 || jobs != 0 {
+		t.Errorf("sent %+v, %d jobs", mails.sent, jobs)
 	}
 }
 

@@ -222,12 +222,19 @@ func TestVerifyThatFailsConsumesNothing(t *testing.T) {
 func TestTheDatabaseHasNoToken(t *testing.T) {
 	f := setUp(t)
 	tokens := []account.Token{f.registered("anna@example.com")}
+	must(t, f.consume())
 	f.letPass(time.Minute)
 	f.resend("anna@example.com")
+	must(t, f.consume())
 	tokens = append(tokens, f.lastToken())
 	f.verify(tokens[0], account.LinkVerified)
+	must(t, f.consume())
 	f.register("anna@example.com")
+	must(t, f.consume())
 	f.wantEvents("registered", "verification_requested", "email_verified", "registration_repeated")
+	if n := f.count(`SELECT count(*) FROM postbus.jobs`); n != 4 {
+		t.Errorf("%d jobs of mails", n)
+	}
 
 	dump := strings.ToLower(f.dump())
 	if !strings.Contains(dump, "anna@example.com") || !strings.Contains(dump, hex.EncodeToString([]byte(`"user_id"`))) {

@@ -45,7 +45,8 @@ var table = []row{
 	{pkg: "internal/job", may: []string{"internal/migrate", modUUID, modWatermill, modPgx}},
 
 	// The edges.
-	{pkg: "internal/mail", may: []string{"github.com/wneessen/go-mail"}},
+	// Its ledger is a table of the application's.
+	{pkg: "internal/mail", may: []string{"internal/migrate", modPgx, "github.com/wneessen/go-mail"}},
 	{pkg: "internal/web", may: []string{
 		"internal/domain", "internal/domain/user", "internal/account", "internal/bus", "internal/uow",
 		"internal/broker/...", "internal/relay", "internal/job", "internal/mail", modUUID,

@@ -55,7 +55,7 @@ func NewConsumer(name string, options ...ConsumerOption) (*Consumer, error) {
 // Handle adds the handler for event type E. Events of the topic that the consumer has no handler for are passed over.
 //
 // The handler is called at least once for each event, for one key one after another in the order of the commits, for
-// different keys at the same time. The context carries the event's id (domain.CauseOf); it ends with the policy's deadline,
+// different keys at the same time. The context carries the event's id (domain.IdempotencyKey); it ends with the policy's deadline,
 // when the process is told to stop and its time is up, or when another process has taken over. An error or a panic parks
 // the event with its key; Permanent and RetryAfter say more than "again later". Handle returns ErrDuplicate for a second handler of
 // E, and ErrEventShape when E is of another topic than the handlers before.

@@ -50,8 +50,8 @@ var (
 	errMailFrom  = errors.New("must be one address in ASCII, such as no-reply@example.org or Name <no-reply@example.org>")
 	errLogLevel  = errors.New("must be trace, debug, info, warn or error")
 	errLogFormat = errors.New("must be text or json")
-	errOnly      = errors.New("must be names of consumers, each once, with commas between them, such as " +
-		"welcome-email (see --list)")
+	errOnly      = errors.New("must be names of consumers or queues of jobs, each once, with commas between them, such as " +
+		"welcome-email,job:outgoing-mail (see --list)")
 	errBool       = errors.New("takes no value, or true or false")
 	errSecretWeak = errors.New("repeats too few characters; make one with: openssl rand -base64 32")
 )
@@ -253,7 +253,7 @@ func setOnly(c *Config, value string) error {
 	var names []string
 	for name := range strings.SplitSeq(value, ",") {
 		name = strings.TrimSpace(name)
-		if !isName(name) || slices.Contains(names, name) {
+		if !isName(strings.TrimPrefix(name, QueuePrefix)) || slices.Contains(names, name) {
 			return errOnly
 		}
 		names = append(names, name)
@@ -310,18 +310,24 @@ func setDead(c *Config, value string) error {
 }
 
 func setWhich(c *Config, value string) error {
+	value, queue := strings.CutPrefix(value, QueuePrefix)
 	name, rest, some := strings.Cut(value, ":")
 	group, err := hex.DecodeString(rest)
 	id, notID := uuid.Parse(rest)
 	switch {
 	case !isName(name) || (some && notID != nil && (err != nil || len(group) == 0)):
-		return errors.New("has to be a consumer, welcome-email, or one with a group or an event's id behind a colon")
+		return errors.New("has to be a consumer, welcome-email, or a queue of jobs, job:outgoing-mail, or one of these with a " +
+			"group or an id behind a colon")
 	case some && notID == nil:
-		c.WhichEvent = id
+		c.WhichID = id
 	case some:
 		c.WhichGroup = rest
 	}
-	c.WhichConsumer = name
+	if queue {
+		c.WhichQueue = name
+	} else {
+		c.WhichConsumer = name
+	}
 	return nil
 }
 

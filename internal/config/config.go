@@ -20,6 +20,9 @@ const (
 	Consumer = "consumer"
 )
 
+// QueuePrefix begins the name of a queue of jobs where a consumer's might stand.
+const QueuePrefix = "job:"
+
 const defaultHTTPAddr = "127.0.0.1:8080"
 
 // Config is what a program was told, checked. A setting that a program does not have keeps its default.
@@ -67,7 +70,8 @@ type Config struct {
 	// LogFormat is "text" or "json". Default empty: text on a terminal, JSON elsewhere.
 	LogFormat string
 
-	// Only names the consumers to run. Default nil: all. Whether they exist is the program's to check.
+	// Only names the consumers to run, and the queues of jobs, these behind QueuePrefix. Default nil: all. Whether they exist
+	// is the program's to check.
 	Only []string
 	// List asks for the list of consumers instead of running them. Default false.
 	List bool
@@ -75,11 +79,12 @@ type Config struct {
 	Move, To string
 	// RenameFrom is the name of a consumer whose place RenameTo is to have. Default empty.
 	RenameFrom, RenameTo string
-	// Dead is what to do about dead events: list, show, retry, discard, release. Default empty: nothing.
+	// Dead is what to do about dead events and jobs: list, show, retry, discard, release. Default empty: nothing.
 	Dead string
-	// WhichConsumer has the dead events in question, all of them, or those of WhichGroup, or WhichEvent. Default empty.
-	WhichConsumer, WhichGroup string
-	WhichEvent                uuid.UUID
+	// WhichConsumer has the dead events in question, or WhichQueue the dead jobs: all of them, or those of WhichGroup, or the
+	// one of WhichID. Default empty.
+	WhichConsumer, WhichQueue, WhichGroup string
+	WhichID                               uuid.UUID
 	// Payload is the file with what takes the place of a dead event's payload, Note says why. Default empty.
 	Payload, Note string
 	// Apply tells whether a move, a rename or what is said of dead events is to be done, not only told. Default false.
@@ -199,11 +204,21 @@ func checkRun(c Config) error {
 		return &Error{Setting: "--move", Problem: "goes with --to: --move=welcome-email --to=now"}
 	case c.RenameFrom != "" && !c.Apply:
 		return &Error{Setting: "--rename", Problem: "needs --apply"}
-	case c.Dead != "" && c.Dead != "list" && c.WhichConsumer == "":
-		return &Error{Setting: "--dead=" + c.Dead, Problem: "needs --which, such as --which=welcome-email"}
-	case c.Dead == "" && (c.WhichConsumer != "" || c.Payload != "" || c.Note != ""):
+	}
+	return checkDead(c)
+}
+
+// checkDead checks what --dead and the flags that go with it demand of each other.
+func checkDead(c Config) error {
+	which := c.WhichConsumer != "" || c.WhichQueue != ""
+	switch {
+	case c.Dead == "" && (which || c.Payload != "" || c.Note != ""):
 		return &Error{Setting: "--which, --payload and --note", Problem: "go with --dead"}
-	case c.Payload != "" && (c.Dead != "retry" || c.WhichEvent == uuid.Nil):
+	case c.Dead != "" && c.Dead != "list" && !which:
+		return &Error{Setting: "--dead=" + c.Dead, Problem: "needs --which, such as --which=welcome-email or --which=job:outgoing-mail"}
+	case c.Dead == "release" && c.WhichQueue != "":
+		return &Error{Setting: "--dead=release", Problem: "is for events: a dead job holds nothing up"}
+	case c.Payload != "" && (c.Dead != "retry" || c.WhichConsumer == "" || c.WhichID == uuid.Nil):
 		return &Error{Setting: "--payload", Problem: "goes with --dead=retry and one event: --which=NAME:ID"}
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/google/uuid"
 )
 
 const (
@@ -124,6 +126,29 @@ func TestConsumer(t *testing.T) {
 	}
 }
 
+// TestWhich: consumers and queues, whole, by group and by id.
+func TestWhich(t *testing.T) {
+	id := uuid.MustParse("0191e3b0-0000-7000-8000-000000000000")
+	for value, want := range map[string]Config{
+		"welcome-email":                    {WhichConsumer: "welcome-email"},
+		"welcome-email:0badcafe":           {WhichConsumer: "welcome-email", WhichGroup: "0badcafe"},
+		"welcome-email:" + id.String():     {WhichConsumer: "welcome-email", WhichID: id},
+		"job:outgoing-mail":                {WhichQueue: "outgoing-mail"},
+		"job:outgoing-mail:0badcafe":       {WhichQueue: "outgoing-mail", WhichGroup: "0badcafe"},
+		"job:outgoing-mail:" + id.String(): {WhichQueue: "outgoing-mail", WhichID: id},
+	} {
+		c, err := Load(Consumer, []string{"--dead=show", "--which=" + value}, env(), nil)
+		got := Config{WhichConsumer: c.WhichConsumer, WhichQueue: c.WhichQueue, WhichGroup: c.WhichGroup, WhichID: c.WhichID}
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v", value, got, err)
+		}
+	}
+	c, err := Load(Consumer, []string{"--only=welcome-email,job:outgoing-mail"}, env(), nil)
+	if err != nil || !reflect.DeepEqual(c.Only, []string{"welcome-email", "job:outgoing-mail"}) {
+		t.Errorf("got %q, %v", c.Only, err)
+	}
+}
+
 // refusals has for each thing that can be wrong the one sentence about it.
 var refusals = []struct {
 	name    string
@@ -145,6 +170,12 @@ var refusals = []struct {
 	{"malformed help", App, []string{"--help=" + password}, nil, "--help takes no value, or true or false"},
 	{"only nothing", Consumer, []string{"--only=,"}, nil, "--only must be names of consumers"},
 	{"only twice", Consumer, []string{"--only=a,a"}, nil, "--only must be names of consumers"},
+	{"only job:", Consumer, []string{"--only=job:"}, nil, "--only must be names of consumers or queues"},
+	{"dead without which", Consumer, []string{"--dead=show"}, nil, "--dead=show needs --which"},
+	{"release of jobs", Consumer, []string{"--dead=release", "--which=job:outgoing-mail"}, nil, "--dead=release is for events"},
+	{"payload of a job", Consumer, []string{"--dead=retry", "--which=job:a:0191e3b0-0000-7000-8000-000000000000", "--payload=x"}, nil, "--payload goes with --dead=retry and one event"},
+	{"which odd", Consumer, []string{"--dead=show", "--which=job:a:b:c"}, nil, "--which has to be a consumer"},
+	{"which nothing", Consumer, []string{"--dead=show", "--which=job:"}, nil, "--which has to be a consumer"},
 	{"only odd", Consumer, []string{"--only=Welcome Email"}, nil, "--only must be names of consumers"},
 
 	{"jobs, scheme", App, nil, []string{"JOB_QUEUE_DATABASE_URL=mysql://u:" + password + "@h"}, "JOB_QUEUE_DATABASE_URL must begin with postgres://"},

@@ -155,7 +155,9 @@ func ofRun() []Setting {
 	return []Setting{
 		{
 			Flag: "only", Value: "NAME[,NAME]", Group: "This run", programs: []string{Consumer}, set: setOnly,
-			Meaning: "Run these consumers and no others, and no jobs.", Default: "all",
+			Meaning: "Run these consumers and no others, and of the queues of jobs those that are named here, each behind job: as " +
+				"in job:outgoing-mail, which is where mail is sent.",
+			Default: "all",
 		},
 		{
 			Flag: "psql", Group: "This run", programs: []string{App}, set: setPsql,
@@ -163,8 +165,8 @@ func ofRun() []Setting {
 		},
 		{
 			Flag: "list", Group: "This run", programs: []string{Consumer}, set: setList,
-			Meaning: "List the consumers, with topic, event types, where each stands and which processes run it, and end. " +
-				"One that has had nothing to do for 10 s is resting; - is nobody.",
+			Meaning: "List the consumers and the queues of jobs, with what each takes, where it stands and which processes run it, " +
+				"and end. One that has had nothing to do for 10 s is resting; - is nobody.",
 		},
 		{
 			Flag: "move", Value: "NAME", Group: "This run", programs: []string{Consumer}, set: setMove,
@@ -180,12 +182,13 @@ func ofRun() []Setting {
 		},
 		{
 			Flag: "dead", Value: "VERB", Group: "This run", programs: []string{Consumer}, set: setDead,
-			Meaning: "What to do about events that consumers have given up, and end: list them by how they failed, or show, " +
+			Meaning: "What to do about events and jobs that were given up, and end: list them by how they failed, or show, " +
 				"retry, discard or release those that --which names. Without --apply the last three only say how many.",
 		},
 		{
 			Flag: "which", Value: "NAME[:GROUP|:ID]", Group: "This run", programs: []string{Consumer}, set: setWhich,
-			Meaning: "A consumer's dead events: all, those of a group that --dead=list shows, or that of one event.",
+			Meaning: "A consumer's dead events, or those of a queue of jobs, which is named behind job: as in job:outgoing-mail: all, " +
+				"those of a group that --dead=list shows, or one by its id.",
 		},
 		{
 			Flag: "payload", Value: "FILE", Group: "This run", programs: []string{Consumer}, set: setPayload,
@@ -193,7 +196,7 @@ func ofRun() []Setting {
 		},
 		{
 			Flag: "note", Value: "TEXT", Group: "This run", programs: []string{Consumer}, set: setNote,
-			Meaning: "Why, to be kept with a dead event.",
+			Meaning: "Why, to be kept with a dead event or job.",
 		},
 		{
 			Flag: "apply", Group: "This run", programs: []string{Consumer}, set: setApply,

@@ -7,12 +7,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// Cause is what the work under a context was set off by. A consumer's handler finds the event it is handling; its
-// EventID is the same at every delivery and so serves as the idempotency key of effects that no transaction covers.
+// Cause is what the work under a context was set off by. A consumer's handler finds the event that it is handling, a job's
+// handler the job.
 type Cause struct {
-	// EventID is the event being handled; uuid.Nil outside a consumer.
+	// EventID is the event being handled, or the job; uuid.Nil outside of a handler. See IdempotencyKey.
 	EventID uuid.UUID
-	// Consumer is the name of the consumer that handles it; "" outside of one.
+	// Consumer is the name of the consumer that handles it, or "job:" and the queue's; "" outside of a handler.
 	Consumer string
 	// Correlation is shared by everything that follows from one beginning, such as a request; "" when nothing set it.
 	Correlation string
@@ -38,6 +38,17 @@ func CauseOf(ctx context.Context) Cause {
 		return c.Cause
 	}
 	return Cause{}
+}
+
+// IdempotencyKey is what an effect that no transaction covers can be known by: a mail, a payment, a call to somebody else. In a
+// consumer's handler it is the event's id, in a job's the job's id, and so the same at every delivery of it, in whatever process,
+// also after a crash or when an operator has it tried again. ok is false outside of a handler.
+//
+// It says what is handled, and not by whom: two consumers of one event have the same key, and so has everything that one
+// handler does. Where such effects go to one place, add what the effect is: key.String() + ".welcome".
+func IdempotencyKey(ctx context.Context) (key uuid.UUID, ok bool) {
+	key = CauseOf(ctx).EventID
+	return key, key != uuid.Nil
 }
 
 // MarkEffect notes that the delivery which ctx belongs to has had its effect: the transaction that the inbox knows it by.

@@ -15,6 +15,7 @@ import (
 
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
+	"postbus/internal/domain"
 	"postbus/internal/job"
 	"postbus/internal/migrate"
 	"postbus/internal/uow"
@@ -99,8 +100,8 @@ func ExampleTable_EnqueueAll() {
 func ExampleHandle() {
 	workers := job.NewWorkers()
 	err := job.Handle(workers, func(ctx context.Context, args InvoiceEmail) error {
-		running, _ := job.Current(ctx)
-		err := send(ctx, args.InvoiceID, running.ID) // the same id at every attempt
+		key, _ := domain.IdempotencyKey(ctx) // the job's id, the same at every attempt
+		err := send(ctx, args.InvoiceID, key)
 		switch {
 		case errors.Is(err, errClosed):
 			return job.Permanent(err) // dead at once

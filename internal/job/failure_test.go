@@ -291,7 +291,24 @@ func TestDeadJobsAreRetriedAndDiscarded(t *testing.T) {
 			t.Errorf("%s: %d, %v, want %d", what, n, err, want)
 		}
 	}
+	if g := groups[0]; g.Queue != DefaultQueue || g.Class != "permanent" || g.Error != failing.Error() {
+		t.Errorf("the group is %+v", g)
+	}
+	for _, c := range []struct {
+		which Selection
+		want  int
+	}{
+		{Selection{}, 0}, {Selection{Queue: DefaultQueue}, 4}, {Selection{Queue: "other"}, 0}, {Selection{IDs: ids[1:]}, 2},
+		{Selection{Queue: DefaultQueue, Fingerprint: groups[0].Fingerprint}, 3}, {Selection{Queue: "other", IDs: ids}, 0},
+	} {
+		n, err := table.CountDead(t.Context(), c.which)
+		listed, listErr := table.DeadJobs(t.Context(), c.which)
+		if n != c.want || len(listed) != c.want || err != nil || listErr != nil {
+			t.Errorf("%+v means %d and lists %d, want %d: %v, %v", c.which, n, len(listed), c.want, err, listErr)
+		}
+	}
 	check("nothing selected", 0, table.Discard, Selection{IDs: []uuid.UUID{}})
+	check("another queue's", 0, table.Discard, Selection{Queue: "other"})
 	check("discard one", 1, table.Discard, Selection{IDs: ids[:1]})
 	check("discard it again", 0, table.Discard, Selection{IDs: ids[:1]})
 	check("retry another kind", 0, table.Retry, Selection{Kind: "test-other"})

@@ -30,7 +30,8 @@ func NewWorkers() *Workers { return &Workers{handlers: make(map[string]handler)}
 //
 // The handler is called at least once for each job. It returns nil when the job is done; an error, a panic included, has it
 // tried again as the policy says, or the error itself: Permanent, RetryAfter, Snooze, or any that has Next. Current has the
-// job's id, which is the same at every attempt. The context ends as Subscriber.Subscribe says, or with the policy's Timeout.
+// job's id, which is the same at every attempt; under the bus's router domain.IdempotencyKey gives it too. The context ends as
+// Subscriber.Subscribe says, or with the policy's Timeout.
 // Handle returns ErrDuplicate for a second handler of a kind, and ErrShape for a kind or a policy that cannot be.
 func Handle[A Args](w *Workers, h func(ctx context.Context, args A) error, policy ...Policy) error {
 	t := reflect.TypeFor[A]()

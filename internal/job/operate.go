@@ -40,7 +40,7 @@ type Status struct {
 // Note tells who did what to a job, and when.
 type Note struct {
 	At   time.Time `json:"at"`
-	By   string    `json:"by"`
+	By   string    `json:"by"`   // who, and why where they said so
 	What string    `json:"what"` // retried, discarded, cancelled
 }
 
@@ -153,20 +153,39 @@ func keysIn(locks ...string) (keys []string) {
 }
 
 func noteOf(by, what string) string {
-	encoded, err := json.Marshal([]Note{{At: time.Now().UTC(), By: cut(by, keyBytesMax), What: what}})
+	encoded, err := json.Marshal([]Note{{At: time.Now().UTC(), By: cut(by, noteBytesMax), What: what}})
 	if err != nil {
 		return "[]" // it is made of text and a time
 	}
 	return string(encoded)
 }
 
-// Selection says which dead jobs are meant: those with one of the ids, or those of a kind, or those with a fingerprint, of a
-// kind or of all. An empty one selects nothing. By its id a job is meant also when it was cancelled or discarded.
+// noteBytesMax bounds what is kept of a note.
+const noteBytesMax = 2 << 10
+
+// Selection says which dead jobs are meant: those with one of the ids, or those of a queue, of a kind, with a fingerprint, or
+// what of these is given. An empty one selects nothing. By its id a job is meant also when it was cancelled or discarded.
 type Selection struct {
 	IDs         []uuid.UUID
+	Queue       string
 	Kind        string
 	Fingerprint string
 }
+
+func (s Selection) empty() bool {
+	return len(s.IDs) == 0 && s.Queue == "" && s.Kind == "" && s.Fingerprint == ""
+}
+
+// where is the condition of a selection, which is not empty, with the parameters of args.
+func (s Selection) where() string {
+	const alike = ` AND ($1 = '' OR queue = $1) AND ($2 = '' OR kind = $2) AND ($3 = '' OR fingerprint = $3)`
+	if len(s.IDs) > 0 {
+		return `state IN ('dead', 'cancelled', 'discarded') AND id = ANY ($4)` + alike
+	}
+	return `state = 'dead' AND coalesce(cardinality($4::uuid[]), 0) = 0` + alike
+}
+
+func (s Selection) args() []any { return []any{s.Queue, s.Kind, s.Fingerprint, s.IDs} }
 
 // sweepMax is how many jobs one transaction of Retry or Discard changes.
 const sweepMax = 1000
@@ -250,16 +269,12 @@ func (t *Table) sweep(ctx context.Context, which Selection, update string, args 
 func (t *Table) selected(ctx context.Context, tx pgx.Tx, which Selection, after, last int64) (
 	ids []uuid.UUID, locks []string, next int64, err error,
 ) {
-	if len(which.IDs) == 0 && which.Kind == "" && which.Fingerprint == "" {
+	if which.empty() {
 		return nil, nil, last, nil
 	}
-	where := `state = 'dead' AND ($4 = '' OR kind = $4) AND ($5 = '' OR fingerprint = $5) AND coalesce(cardinality($6::uuid[]), 0) = 0`
-	if len(which.IDs) > 0 {
-		where = `state IN ('dead', 'cancelled', 'discarded') AND id = ANY ($6) AND ($4 = '' OR kind = $4) AND ($5 = '' OR fingerprint = $5)`
-	}
 	rows, err := tx.Query(ctx, `SELECT id, coalesce(lock_key, ''), sequence FROM `+t.table("jobs")+`
-		WHERE `+where+` AND sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3`,
-		t.perValue, after, last, sweepMax, which.Kind, which.Fingerprint, which.IDs)
+		WHERE `+which.where()+` AND sequence > $5 AND sequence <= $6 ORDER BY sequence LIMIT $7`,
+		append([]any{t.perValue}, append(which.args(), after, last, sweepMax)...)...)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -273,34 +288,4 @@ func (t *Table) selected(ctx context.Context, tx pgx.Tx, which Selection, after,
 		next = last
 	}
 	return ids, locks, next, err
-}
-
-// Group is dead jobs of a kind that failed of the same.
-type Group struct {
-	Kind, Fingerprint string
-	Count             int
-	First, Last       time.Time // when they died
-	Example           uuid.UUID // the one that died last
-}
-
-// groupsMax bounds the groups that Dead returns.
-const groupsMax = 1000
-
-// Dead returns the dead jobs by kind and fingerprint, the largest group first.
-func (t *Table) Dead(ctx context.Context) ([]Group, error) {
-	rows, err := t.pool.Query(ctx, `SELECT kind, coalesce(fingerprint, ''), count(*), min(finalized_at), max(finalized_at),
-			(array_agg(id ORDER BY finalized_at DESC, id))[1]
-		FROM `+t.table("jobs")+`
-		WHERE state = 'dead' GROUP BY kind, fingerprint ORDER BY count(*) DESC, kind, fingerprint LIMIT $1`, t.perValue, groupsMax)
-	if err != nil {
-		return nil, fmt.Errorf("look at dead jobs: %w", err)
-	}
-	groups, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (g Group, err error) {
-		err = r.Scan(&g.Kind, &g.Fingerprint, &g.Count, &g.First, &g.Last, &g.Example)
-		return g, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("look at dead jobs: %w", err)
-	}
-	return groups, nil
 }

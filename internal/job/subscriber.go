@@ -262,9 +262,22 @@ func (s *Subscriber) deliver(stop, handling context.Context, d *delivery, out ch
 	case <-m.Acked():
 		d.worker.ends(d, d.acknowledged())
 	case <-m.Nacked():
-		d.worker.ends(d, d.refused())
+		o := d.refused()
+		s.tell(d, o)
+		d.worker.ends(d, o)
 	case <-handling.Done():
 		s.abandoned(d, m)
+	}
+}
+
+// tell has the log say what becomes of a job that failed. Of what it failed is the router's to say.
+func (s *Subscriber) tell(d *delivery, o outcome) {
+	job := []any{slog.String("job_id", d.row.id.String()), slog.String("job_kind", d.row.kind), slog.Int("attempt", d.row.attempt)}
+	switch o.verdict {
+	case verdictRetry:
+		s.logger.Warn("job failed, it will be tried again", append(job, slog.Duration("delay", o.wait))...)
+	case verdictDead:
+		s.logger.Error("job is dead", job...)
 	}
 }
 

@@ -18,8 +18,9 @@ var (
 	// ErrRefused: the server will not take this mail for this person (a 5xx reply to the recipient or to the content),
 	// or the recipient is no address (then it is ErrRecipient as well). Repeating it is useless.
 	ErrRefused = errors.New("mail refused")
-	// ErrUnsure: the connection was lost after the final dot, before the reply; the server may have the mail. A repeat
-	// is right, since it is the same mail and a lost one is worse than two.
+	// ErrUnsure: the connection was lost after the final dot, before the reply; the server may have the mail. Whether to
+	// repeat it is for somebody to decide who can ask: a server that takes each mail and never says so would get it
+	// again and again.
 	ErrUnsure = errors.New("mail perhaps delivered")
 )
 
@@ -80,6 +81,12 @@ var (
 	errNotLoopback    = errors.New("clear text goes to this machine only, and the name led elsewhere")
 )
 
+// heldBackError is why the final dot was not sent, for a reason that is not the server's.
+type heldBackError struct{ err error }
+
+func (e *heldBackError) Error() string { return "held back: " + e.err.Error() }
+func (e *heldBackError) Unwrap() error { return e.err }
+
 var enhancedStatus = regexp.MustCompile(`^[245]\.\d{1,3}\.\d{1,3}\b`)
 
 // newDeliveryError classifies what ended a step. ctx is the attempt's own: once it is done, whatever error came up is
@@ -111,6 +118,7 @@ func newDeliveryError(ctx context.Context, step Step, err error) *DeliveryError 
 // spoken of, so the network's and TLS's own words are harmless and useful; later only our own are used.
 func cause(ctx context.Context, step Step, err error) error {
 	_, notSMTP := errors.AsType[textproto.ProtocolError](err)
+	_, heldBack := errors.AsType[*heldBackError](err)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -118,7 +126,7 @@ func cause(ctx context.Context, step Step, err error) error {
 		return os.ErrDeadlineExceeded
 	case notSMTP:
 		return errNotSMTP
-	case errors.Is(err, errNoAuth), errors.Is(err, errNoSMTPUTF8), step == StepConnect:
+	case errors.Is(err, errNoAuth), errors.Is(err, errNoSMTPUTF8), step == StepConnect, heldBack:
 		return err
 	default:
 		return errConnectionLost

@@ -2,15 +2,26 @@ package mail_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/mail"
+	"postbus/internal/migrate"
+)
+
+var (
+	ctx    = context.Background()
+	pool   *pgxpool.Pool
+	logger = slog.New(slog.DiscardHandler)
 )
 
 // printer is a Sender that shows what it is given.
 type printer struct{}
 
-func (printer) Send(_ context.Context, m mail.Message) error {
+func (printer) Send(_ context.Context, m mail.Message, _ func(context.Context) error) error {
 	fmt.Println(m.To)
 	fmt.Println(m.Subject)
 	fmt.Println("<" + m.ID + ">")
@@ -41,4 +52,26 @@ func ExampleParseURL() {
 	// Output:
 	// implicit TLS to mail.example.com:465 <nil>
 	// the SMTP URL must have both user and password, without control characters, or neither
+}
+
+// With a ledger before the server each mail is sent once.
+func ExampleNewLedger() {
+	if err := migrate.Up(ctx, pool, mail.Migrations()); err != nil {
+		return
+	}
+	server, err := mail.NewSMTP("smtps://postbus:secret@mail.example.com")
+	if err != nil {
+		return
+	}
+	post, err := mail.NewPost(mail.NewLedger(pool, server, logger), "https://post.example.com")
+	if err != nil {
+		return
+	}
+	err = post.Welcome(ctx, "ada@example.org", "event-1")
+	if err == nil {
+		err = post.Welcome(ctx, "ada@example.org", "event-1") // is not sent again
+	}
+	if errors.Is(err, mail.ErrUnsure) {
+		return // the server may have it: a person decides
+	}
 }

@@ -82,8 +82,8 @@ func OpenMailbox(dir string) (*Mailbox, error) {
 }
 
 // Send stores the mail, durably when it returns nil. A mail that is there already is left as it is, in its place: a
-// repeat does not come to the top again.
-func (b *Mailbox) Send(ctx context.Context, m Message) error {
+// repeat does not come to the top again, and last is not called.
+func (b *Mailbox) Send(ctx context.Context, m Message, last func(context.Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("store mail: %w", err)
 	}
@@ -100,6 +100,11 @@ func (b *Mailbox) Send(ctx context.Context, m Message) error {
 	name := fileID(mail.id) + mailboxExt
 	if _, err := root.Lstat(name); err == nil {
 		return nil
+	}
+	if last != nil {
+		if err := last(ctx); err != nil {
+			return fmt.Errorf("before storing mail: %w", err)
+		}
 	}
 	if err := writeFile(root, name, mail.raw, now); err != nil {
 		return fmt.Errorf("store mail: %w", err)

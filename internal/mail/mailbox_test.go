@@ -58,7 +58,7 @@ func TestMailboxKeepsInternationalAddressesReadable(t *testing.T) {
 	b := openTestMailbox(t)
 	m := testMessage(t)
 	m.To, m.From = "dörte@bücher.example", "Jürgen & Söhne <post@example.com>"
-	if err := b.Send(t.Context(), m); err != nil {
+	if err := b.Send(t.Context(), m, nil); err != nil {
 		t.Fatal(err)
 	}
 	if e := list(t, b)[0]; e.To != "dörte@xn--bcher-kva.example" || !strings.Contains(e.From, "Jürgen & Söhne") {
@@ -68,7 +68,7 @@ func TestMailboxKeepsInternationalAddressesReadable(t *testing.T) {
 
 func TestMailboxIsForItsOwnerOnly(t *testing.T) {
 	b := openTestMailbox(t)
-	if err := b.Send(t.Context(), testMessage(t)); err != nil {
+	if err := b.Send(t.Context(), testMessage(t), nil); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]os.FileMode{
@@ -105,13 +105,13 @@ func TestMailboxRefusesHostileRecipientsAndEndedContexts(t *testing.T) {
 	b := openTestMailbox(t)
 	m := testMessage(t)
 	for _, m.To = range hostileRecipients {
-		if err := b.Send(t.Context(), m); !errors.Is(err, ErrRecipient) {
+		if err := b.Send(t.Context(), m, nil); !errors.Is(err, ErrRecipient) {
 			t.Errorf("%q: %v", m.To, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := b.Send(ctx, testMessage(t)); !errors.Is(err, context.Canceled) {
+	if err := b.Send(ctx, testMessage(t), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if files, err := os.ReadDir(b.dir); err != nil || len(files) != 0 {
@@ -121,7 +121,7 @@ func TestMailboxRefusesHostileRecipientsAndEndedContexts(t *testing.T) {
 
 func TestReadRefusesIDsThatAreNoneOfItsOwn(t *testing.T) {
 	b := openTestMailbox(t)
-	if err := b.Send(t.Context(), testMessage(t)); err != nil {
+	if err := b.Send(t.Context(), testMessage(t), nil); err != nil {
 		t.Fatal(err)
 	}
 	id := list(t, b)[0].ID
@@ -262,7 +262,7 @@ func TestMailboxLimits(t *testing.T) {
 	if err := os.Chtimes(foreign, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Send(t.Context(), m); err != nil {
+	if err := b.Send(t.Context(), m, nil); err != nil {
 		t.Fatal(err)
 	}
 	files, err := os.ReadDir(b.dir)

@@ -17,7 +17,7 @@ import (
 
 // Message is one mail to one person.
 type Message struct {
-	// ID is the Message-ID without its angle brackets, EVENTID.KIND@HOST: the same for every repeat of an event.
+	// ID is the Message-ID without its angle brackets, KEY.KIND@HOST: the same whenever this mail is sent again.
 	ID string
 	// From is the sender, "name <address>".
 	From string
@@ -30,8 +30,11 @@ type Message struct {
 
 // Sender takes mails. Send returns nil when the mail is in other hands, or on disk. It may be called from many
 // goroutines, ends when ctx does, and may be called again with the same Message: that is the same mail.
+//
+// last, if it is not nil, is called once everything is ready and right before the step after which the mail may be in
+// other hands. Its error ends the attempt: the mail is not sent.
 type Sender interface {
-	Send(ctx context.Context, m Message) error
+	Send(ctx context.Context, m Message, last func(context.Context) error) error
 }
 
 // subjectBytesMax keeps a subject readable in a list of mails; ours are a third of it.

@@ -22,10 +22,10 @@ const linkBytesMax = 2000
 var (
 	errPublicURL = errors.New("the public URL must look like https://example.com")
 	errLink      = errors.New("the link does not lead to the public URL")
-	errEventID   = errors.New("the event id must be 1 to 64 letters, digits, hyphens and underscores")
+	errKey       = errors.New("the key of a mail must be 1 to 64 letters, digits, hyphens and underscores")
 )
 
-var eventID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+var mailKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
 // Post writes the mails of the application and gives them to a Sender. It may be used from many goroutines.
 //
@@ -150,40 +150,41 @@ func parsePublicURL(s string) (public *url.URL, host string, err error) {
 	return public, host, nil
 }
 
-// Verification asks the person to confirm the address by following link, which has to lead to the public URL. eventID
-// is the id of the event that the mail is for: the same id is the same mail.
-func (p *Post) Verification(ctx context.Context, to, link, eventID string) error {
+// Verification asks the person to confirm the address by following link, which has to lead to the public URL. key is
+// what makes it this mail and no other, such as the id of the event that it is for (domain.IdempotencyKey): the same key
+// is the same mail.
+func (p *Post) Verification(ctx context.Context, to, link, key string) error {
 	if err := p.checkLink(link); err != nil {
 		return fmt.Errorf("send verification mail: %w", err)
 	}
-	return p.send(ctx, kindVerification, to, link, eventID)
+	return p.send(ctx, kindVerification, to, link, key)
 }
 
-// Welcome tells the person that the address is confirmed. About eventID see Verification.
-func (p *Post) Welcome(ctx context.Context, to, eventID string) error {
-	return p.send(ctx, kindWelcome, to, p.public.String(), eventID)
+// Welcome tells the person that the address is confirmed. About key see Verification.
+func (p *Post) Welcome(ctx context.Context, to, key string) error {
+	return p.send(ctx, kindWelcome, to, p.public.String(), key)
 }
 
-// AlreadyRegistered tells the person that somebody signed up with an address that has an account. About eventID see
+// AlreadyRegistered tells the person that somebody signed up with an address that has an account. About key see
 // Verification.
-func (p *Post) AlreadyRegistered(ctx context.Context, to, eventID string) error {
-	return p.send(ctx, kindAlreadyRegistered, to, p.public.String(), eventID)
+func (p *Post) AlreadyRegistered(ctx context.Context, to, key string) error {
+	return p.send(ctx, kindAlreadyRegistered, to, p.public.String(), key)
 }
 
-func (p *Post) send(ctx context.Context, name, to, link, event string) error {
-	m, err := p.write(name, to, link, event)
+func (p *Post) send(ctx context.Context, name, to, link, key string) error {
+	m, err := p.write(name, to, link, key)
 	if err != nil {
 		return fmt.Errorf("write %s mail: %w", name, err)
 	}
-	if err := p.sender.Send(ctx, m); err != nil {
+	if err := p.sender.Send(ctx, m, nil); err != nil {
 		return fmt.Errorf("send %s mail: %w", name, err)
 	}
 	return nil
 }
 
-func (p *Post) write(name, to, link, event string) (Message, error) {
-	if !eventID.MatchString(event) {
-		return Message{}, errEventID
+func (p *Post) write(name, to, link, key string) (Message, error) {
+	if !mailKey.MatchString(key) {
+		return Message{}, errKey
 	}
 	k := p.kinds[name]
 	v := view{Subject: k.subject, Host: p.public.Host, Home: p.public.String(), Link: link}
@@ -195,7 +196,7 @@ func (p *Post) write(name, to, link, event string) (Message, error) {
 		return Message{}, err
 	}
 	return Message{
-		ID:      event + "." + name + "@" + p.idHost,
+		ID:      key + "." + name + "@" + p.idHost,
 		From:    p.from,
 		To:      to,
 		Subject: k.subject,

@@ -23,7 +23,7 @@ const (
 // kept is a Sender that keeps what it is given.
 type kept struct{ messages []Message }
 
-func (k *kept) Send(_ context.Context, m Message) error {
+func (k *kept) Send(_ context.Context, m Message, _ func(context.Context) error) error {
 	k.messages = append(k.messages, m)
 	return nil
 }
@@ -196,10 +196,10 @@ func TestVerificationRefusesLinksThatLeadElsewhere(t *testing.T) {
 	}
 }
 
-func TestPostRefusesEventIDsThatAreNone(t *testing.T) {
+func TestPostRefusesKeysThatAreNone(t *testing.T) {
 	for _, id := range []string{"", "a b", "a@b", "a>\r\nBcc: x", strings.Repeat("a", 65), "ä"} {
 		var k kept
-		if err := newTestPost(t, &k).Welcome(t.Context(), testTo, id); !errors.Is(err, errEventID) || len(k.messages) != 0 {
+		if err := newTestPost(t, &k).Welcome(t.Context(), testTo, id); !errors.Is(err, errKey) || len(k.messages) != 0 {
 			t.Errorf("%q: %v", id, err)
 		}
 	}

@@ -17,10 +17,11 @@ import (
 
 // The bounds of one attempt. Whichever comes first ends it.
 const (
-	sendTimeout  = 30 * time.Second // a whole Send, from dial to the reply to the final dot
-	dialTimeout  = 10 * time.Second // until the connection stands
-	replyTimeout = 20 * time.Second // one command's answer, or one write
-	quitTimeout  = 2 * time.Second  // the goodbye, when the mail is already delivered
+	sendTimeout   = 3 * time.Minute  // a whole Send, from dial to the reply to the final dot
+	dialTimeout   = 10 * time.Second // until the connection stands
+	replyTimeout  = 20 * time.Second // one command's answer, or one write
+	finishTimeout = 2 * time.Minute  // the reply to the final dot: whoever does not wait for it does not know
+	quitTimeout   = 2 * time.Second  // the goodbye, when the mail is already delivered
 )
 
 var errTimeout = errors.New("the timeout of a mail must be more than zero")
@@ -44,7 +45,7 @@ func WithRootCAs(pool *x509.CertPool) SMTPOption {
 	return func(s *SMTP) { s.roots = pool }
 }
 
-// WithTimeout sets the bound of a whole Send. Default: 30 s.
+// WithTimeout sets the bound of a whole Send. Default: 3 min.
 func WithTimeout(d time.Duration) SMTPOption {
 	return func(s *SMTP) { s.timeout = d }
 }
@@ -65,9 +66,10 @@ func NewSMTP(smtpURL string, options ...SMTPOption) (*SMTP, error) {
 	return s, nil
 }
 
-// Send delivers one mail and returns when the server has answered, within the timeout and within ctx. Its errors are
-// *DeliveryError, but for ErrRecipient and a Message that cannot be written.
-func (s *SMTP) Send(ctx context.Context, m Message) error {
+// Send delivers one mail and returns when the server has answered, within the timeout and within ctx. It calls last when
+// all but the final dot is said; an error of that is ErrTemporary. Its errors are *DeliveryError, but for ErrRecipient and a
+// Message that cannot be written.
+func (s *SMTP) Send(ctx context.Context, m Message, last func(context.Context) error) error {
 	mail, err := compose(m, s.now())
 	if err != nil {
 		return err
@@ -78,7 +80,12 @@ func (s *SMTP) Send(ctx context.Context, m Message) error {
 	if err != nil {
 		return newDeliveryError(ctx, StepConnect, err)
 	}
-	step, err := session.deliver(s.server, mail)
+	step, err := session.deliver(s.server, mail, func() error {
+		if last == nil {
+			return nil
+		}
+		return last(ctx)
+	})
 	if err == nil {
 		session.quit()
 		return nil
@@ -158,15 +165,15 @@ func (s *SMTP) dial(ctx context.Context, network, address string) (*boundedConn,
 		_ = conn.Close()
 		return nil, errNotLoopback
 	}
-	return &boundedConn{Conn: conn, timeout: min(replyTimeout, s.timeout)}, nil
+	return &boundedConn{Conn: conn, timeout: min(replyTimeout, s.timeout), finish: min(finishTimeout, s.timeout)}, nil
 }
 
 func (s *SMTP) tlsConfig() *tls.Config {
 	return &tls.Config{ServerName: s.server.Host, RootCAs: s.roots, MinVersion: tls.VersionTLS12}
 }
 
-// deliver goes through the steps and names the one that failed.
-func (s *session) deliver(server Server, mail envelope) (Step, error) {
+// deliver goes through the steps and names the one that failed. last comes right before the final dot.
+func (s *session) deliver(server Server, mail envelope, last func() error) (Step, error) {
 	if server.login != nil {
 		if err := s.signIn(server); err != nil {
 			return StepSignIn, err
@@ -191,6 +198,10 @@ func (s *session) deliver(server Server, mail envelope) (Step, error) {
 	if _, err := content.Write(mail.raw); err != nil {
 		return StepContent, err
 	}
+	if err := last(); err != nil {
+		return StepContent, &heldBackError{err}
+	}
+	s.conn.timeout = s.conn.finish
 	if err := content.Close(); err != nil {
 		return StepFinish, err
 	}
@@ -222,7 +233,8 @@ func (s *session) quit() {
 type boundedConn struct {
 	net.Conn
 	timeout time.Duration
-	release func() bool // undoes the closing at the context's end
+	finish  time.Duration // what timeout is for the reply to the final dot
+	release func() bool   // undoes the closing at the context's end
 }
 
 func (c *boundedConn) Read(p []byte) (int, error) {

@@ -49,7 +49,7 @@ func TestSMTPDeliversInClearTextOnLoopback(t *testing.T) {
 	s := newTestSMTP(t, "smtp://"+address)
 	m := testMessage(t)
 	m.To = "ada@bücher.example"
-	if err := s.Send(t.Context(), m); err != nil {
+	if err := s.Send(t.Context(), m, nil); err != nil {
 		t.Fatal(err)
 	}
 	got := b.received(t, 1)[0]
@@ -75,7 +75,7 @@ func TestSMTPUTF8IsAskedForWhenTheAddressNeedsIt(t *testing.T) {
 	b := &backend{}
 	m := testMessage(t)
 	m.To = "dörte@example.org"
-	if err := newTestSMTP(t, "smtp://"+serve(t, b, listen(t), nil)).Send(t.Context(), m); err != nil {
+	if err := newTestSMTP(t, "smtp://"+serve(t, b, listen(t), nil)).Send(t.Context(), m, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.received(t, 1)[0]; got.to != m.To || !b.askedUTF8 {
@@ -83,7 +83,7 @@ func TestSMTPUTF8IsAskedForWhenTheAddressNeedsIt(t *testing.T) {
 	}
 	without := &backend{}
 	address := serve(t, without, listen(t), func(s *gosmtp.Server) { s.EnableSMTPUTF8 = false })
-	err := newTestSMTP(t, "smtp://"+address).Send(t.Context(), m)
+	err := newTestSMTP(t, "smtp://"+address).Send(t.Context(), m, nil)
 	expect(t, err, ErrRefused, StepRecipient, 0, "")
 	without.received(t, 0)
 }
@@ -94,7 +94,7 @@ func TestSMTPRefusesHostileRecipientsBeforeDialling(t *testing.T) {
 	for _, to := range hostileRecipients {
 		m := testMessage(t)
 		m.To = to
-		if err := s.Send(t.Context(), m); !errors.Is(err, ErrRecipient) || !errors.Is(err, ErrRefused) {
+		if err := s.Send(t.Context(), m, nil); !errors.Is(err, ErrRecipient) || !errors.Is(err, ErrRefused) {
 			t.Errorf("%q: %v", to, err)
 		}
 	}
@@ -150,7 +150,7 @@ func TestTLSAndLogin(t *testing.T) {
 		b := &backend{needLogin: true}
 		address := serve(t, b, listen(t), withTLS(config))
 		s := newTestSMTP(t, "smtp+starttls://"+testLogin+address, WithRootCAs(pool))
-		if err := s.Send(t.Context(), testMessage(t)); err != nil {
+		if err := s.Send(t.Context(), testMessage(t), nil); err != nil {
 			t.Fatal(err)
 		}
 		b.received(t, 1)
@@ -159,7 +159,7 @@ func TestTLSAndLogin(t *testing.T) {
 		b := &backend{needLogin: true, offersOnlyLogin: true}
 		address := serve(t, b, tls.NewListener(listen(t), config), nil)
 		s := newTestSMTP(t, "smtps://"+testLogin+address, WithRootCAs(pool))
-		if err := s.Send(t.Context(), testMessage(t)); err != nil {
+		if err := s.Send(t.Context(), testMessage(t), nil); err != nil {
 			t.Fatal(err)
 		}
 		b.received(t, 1)
@@ -170,21 +170,21 @@ func TestTLSAndLogin(t *testing.T) {
 	t.Run("a wrong password may be mended", func(t *testing.T) {
 		b := &backend{needLogin: true, refuseEveryLogin: true}
 		address := serve(t, b, tls.NewListener(listen(t), config), nil)
-		err := newTestSMTP(t, "smtps://"+testLogin+address, WithRootCAs(pool)).Send(t.Context(), testMessage(t))
+		err := newTestSMTP(t, "smtps://"+testLogin+address, WithRootCAs(pool)).Send(t.Context(), testMessage(t), nil)
 		expect(t, err, ErrTemporary, StepSignIn, 535, "5.7.8")
 		b.received(t, 0)
 	})
 	t.Run("a server without AUTH gets no mail", func(t *testing.T) {
 		b := &backend{}
 		address := serve(t, b, tls.NewListener(listen(t), config), nil)
-		err := newTestSMTP(t, "smtps://"+testLogin+address, WithRootCAs(pool)).Send(t.Context(), testMessage(t))
+		err := newTestSMTP(t, "smtps://"+testLogin+address, WithRootCAs(pool)).Send(t.Context(), testMessage(t), nil)
 		expect(t, err, ErrTemporary, StepSignIn, 0, "")
 		b.received(t, 0)
 	})
 	t.Run("a server without STARTTLS gets neither password nor mail", func(t *testing.T) {
 		b := &backend{needLogin: true}
 		address := serve(t, b, listen(t), func(s *gosmtp.Server) { s.AllowInsecureAuth = true })
-		err := newTestSMTP(t, "smtp+starttls://"+testLogin+address, WithRootCAs(pool)).Send(t.Context(), testMessage(t))
+		err := newTestSMTP(t, "smtp+starttls://"+testLogin+address, WithRootCAs(pool)).Send(t.Context(), testMessage(t), nil)
 		expect(t, err, ErrTemporary, StepConnect, 0, "")
 		if b.received(t, 0); b.logins != 0 || !strings.Contains(err.Error(), "STARTTLS") {
 			t.Errorf("%d logins, %v", b.logins, err)
@@ -212,7 +212,7 @@ func TestWrongCertificatesAreRefused(t *testing.T) {
 					l = tls.NewListener(l, c.server)
 				}
 				address := serve(t, b, l, withTLS(c.server))
-				err := newTestSMTP(t, scheme+"://"+testLogin+address, c.trusted).Send(t.Context(), testMessage(t))
+				err := newTestSMTP(t, scheme+"://"+testLogin+address, c.trusted).Send(t.Context(), testMessage(t), nil)
 				expect(t, err, ErrTemporary, StepConnect, 0, "")
 				if b.received(t, 0); b.logins != 0 || !strings.Contains(err.Error(), "certificate") {
 					t.Errorf("%d logins, %v", b.logins, err)
@@ -226,7 +226,7 @@ func TestConnectionRefused(t *testing.T) {
 	l := listen(t)
 	address := l.Addr().String()
 	_ = l.Close()
-	err := newTestSMTP(t, "smtp://"+address).Send(t.Context(), testMessage(t))
+	err := newTestSMTP(t, "smtp://"+address).Send(t.Context(), testMessage(t), nil)
 	expect(t, err, ErrTemporary, StepConnect, 0, "")
 }
 
@@ -251,7 +251,7 @@ func TestRepliesAreClassified(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			s := newTestSMTP(t, "smtp://"+serve(t, test.backend, listen(t), nil))
-			expect(t, s.Send(t.Context(), testMessage(t)), test.kind, test.step, test.code, test.status)
+			expect(t, s.Send(t.Context(), testMessage(t), nil), test.kind, test.step, test.code, test.status)
 			test.backend.received(t, 0)
 		})
 	}
@@ -274,7 +274,7 @@ func TestServersThatDoNotSpeakAsTheyShould(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			err := newTestSMTP(t, "smtp://"+script(t, test.talk)).Send(t.Context(), testMessage(t))
+			err := newTestSMTP(t, "smtp://"+script(t, test.talk)).Send(t.Context(), testMessage(t), nil)
 			failure, ok := errors.AsType[*DeliveryError](err)
 			if !ok {
 				t.Fatalf("got %v", err)
@@ -286,7 +286,7 @@ func TestServersThatDoNotSpeakAsTheyShould(t *testing.T) {
 
 func TestSuccessStandsWhenTheGoodbyeFails(t *testing.T) {
 	address := script(t, func(c *conversation) { c.untilData(); c.hearMail(); c.say("250 taken") })
-	if err := newTestSMTP(t, "smtp://"+address).Send(t.Context(), testMessage(t)); err != nil {
+	if err := newTestSMTP(t, "smtp://"+address).Send(t.Context(), testMessage(t), nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -313,7 +313,7 @@ func TestSlowServers(t *testing.T) {
 		t.Run(name+", timeout", func(t *testing.T) {
 			start := time.Now()
 			s := newTestSMTP(t, "smtp://"+script(t, test.talk), WithTimeout(200*time.Millisecond))
-			err := s.Send(t.Context(), testMessage(t))
+			err := s.Send(t.Context(), testMessage(t), nil)
 			expect(t, err, test.kind, test.step, 0, "")
 			if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("not said to be a timeout: %v", err)
@@ -334,7 +334,7 @@ func TestSlowServers(t *testing.T) {
 				cancel()
 			}()
 			start := time.Now()
-			err := newTestSMTP(t, "smtp://"+address).Send(ctx, testMessage(t))
+			err := newTestSMTP(t, "smtp://"+address).Send(ctx, testMessage(t), nil)
 			if !errors.Is(err, context.Canceled) || !errors.Is(err, test.kind) {
 				t.Errorf("got %v", err)
 			}
@@ -349,7 +349,7 @@ func TestSendWithAContextThatIsOver(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	address := script(t, func(c *conversation) { c.hearOut() })
-	err := newTestSMTP(t, "smtp://"+address).Send(ctx, testMessage(t))
+	err := newTestSMTP(t, "smtp://"+address).Send(ctx, testMessage(t), nil)
 	expect(t, err, ErrTemporary, StepConnect, 0, "")
 }
 
@@ -395,7 +395,7 @@ func TestGivingUpInsideTheContentSendsNoFinalDot(t *testing.T) {
 	})
 	m := testMessage(t)
 	m.HTML = strings.Repeat("<p>much</p>\n", 1<<20)
-	err := newTestSMTP(t, "smtp://"+address).Send(ctx, m)
+	err := newTestSMTP(t, "smtp://"+address).Send(ctx, m, nil)
 	expect(t, err, ErrTemporary, StepContent, 0, "")
 	if heard := <-rest; strings.HasSuffix(heard, "\r\n.\r\n") || strings.Contains(heard, "QUIT") {
 		t.Error("the server was told that the mail is complete")

@@ -13,19 +13,25 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/google/uuid"
+
 	"postbus/internal/broker/postgres"
 	"postbus/internal/config"
+	"postbus/internal/job"
 )
 
 // payloadFileMax is how much of a file is read for a payload; the log's own limit is below.
 const payloadFileMax = 1 << 20
 
-// Dead lists, shows or resolves the events that consumers have given up, as the settings say.
+// Dead lists, shows or resolves the events that consumers have given up, and the jobs, as the settings say.
 func (b *Backbone) Dead(ctx context.Context, out io.Writer, c config.Config) error {
-	if c.Dead == "list" {
+	switch {
+	case c.Dead == "list":
 		return b.listDead(ctx, out)
+	case c.WhichQueue != "":
+		return b.deadJobs(ctx, out, c)
 	}
-	which := postgres.Dead{Consumer: c.WhichConsumer, Group: c.WhichGroup, Event: c.WhichEvent}
+	which := postgres.Dead{Consumer: c.WhichConsumer, Group: c.WhichGroup, Event: c.WhichID}
 	if c.Dead == "show" {
 		return b.showDead(ctx, out, which)
 	}
@@ -41,14 +47,47 @@ func (b *Backbone) Dead(ctx context.Context, out io.Writer, c config.Config) err
 	if err != nil {
 		return err
 	}
-	text := fmt.Sprintf("%s: %d of %s\n", what, n, c.WhichConsumer)
+	return sayResolved(out, c, n, c.WhichConsumer)
+}
+
+// sayResolved tells how many were dealt with, or would be.
+func sayResolved(out io.Writer, c config.Config, n int, of string) error {
+	text := fmt.Sprintf("%s: %d of %s\n", c.Dead, n, of)
 	if !c.Apply {
-		text = fmt.Sprintf("%s would be done to %d of %s\nnothing was changed; add --apply to do it\n", what, n, c.WhichConsumer)
+		text = fmt.Sprintf("%s would be done to %d of %s\nnothing was changed; add --apply to do it\n", c.Dead, n, of)
 	}
 	if _, err := io.WriteString(out, text); err != nil {
 		return fmt.Errorf("print resolution: %w", err)
 	}
 	return nil
+}
+
+// deadJobs is Dead for a queue of jobs.
+func (b *Backbone) deadJobs(ctx context.Context, out io.Writer, c config.Config) error {
+	which := job.Selection{Queue: c.WhichQueue, Fingerprint: c.WhichGroup}
+	if c.WhichID != uuid.Nil {
+		which.IDs = []uuid.UUID{c.WhichID}
+	}
+	by := operator()
+	if c.Note != "" {
+		by += ": " + c.Note
+	}
+	var n int
+	var err error
+	switch {
+	case c.Dead == "show":
+		return b.showDeadJobs(ctx, out, which)
+	case !c.Apply:
+		n, err = b.jobs.CountDead(ctx, which)
+	case c.Dead == "retry":
+		n, err = b.jobs.Retry(ctx, which, by)
+	case c.Dead == "discard":
+		n, err = b.jobs.Discard(ctx, which, by)
+	}
+	if err != nil {
+		return err
+	}
+	return sayResolved(out, c, n, config.QueuePrefix+c.WhichQueue)
 }
 
 // operator is who is at the terminal, as far as the machine knows.
@@ -82,22 +121,64 @@ func readPayload(path string) ([]byte, error) {
 }
 
 func (b *Backbone) listDead(ctx context.Context, out io.Writer) error {
-	groups, err := b.log.DeadGroups(ctx)
+	events, err := b.log.DeadGroups(ctx)
 	if err != nil {
 		return err
 	}
-	if len(groups) == 0 {
+	jobs, err := b.jobs.Dead(ctx)
+	if err != nil {
+		return err
+	}
+	if len(events)+len(jobs) == 0 {
 		_, err := fmt.Fprintln(out, "nothing is dead")
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	_, _ = fmt.Fprintln(table, "CONSUMER\tGROUP\tCOUNT\tSINCE\tEVENT TYPE\tWHY") // errors come up at Flush
-	for _, g := range groups {
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s: %s\n", g.Consumer, g.Group, g.Count, g.First.UTC().Format(time.RFC3339),
-			harmless(g.Type), harmless(g.Class), harmless(g.Error))
+	_, _ = fmt.Fprintln(table, "OF\tGROUP\tCOUNT\tSINCE\tTYPE\tWHY") // errors come up at Flush
+	row := func(of, group string, count int, first time.Time, what, class, why string) {
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s: %s\n", of, group, count, first.UTC().Format(time.RFC3339),
+			harmless(what), harmless(class), harmless(why))
+	}
+	for _, g := range events {
+		row(g.Consumer, g.Group, g.Count, g.First, g.Type, g.Class, g.Error)
+	}
+	for _, g := range jobs {
+		row(config.QueuePrefix+g.Queue, g.Fingerprint, g.Count, g.First, g.Kind, g.Class, g.Error)
 	}
 	if err := table.Flush(); err != nil {
-		return fmt.Errorf("print dead events: %w", err)
+		return fmt.Errorf("print what is dead: %w", err)
+	}
+	return nil
+}
+
+func (b *Backbone) showDeadJobs(ctx context.Context, out io.Writer, which job.Selection) error {
+	jobs, err := b.jobs.DeadJobs(ctx, which)
+	if err != nil {
+		return err
+	}
+	var text strings.Builder
+	for _, j := range jobs {
+		metadata, err1 := json.Marshal(j.Metadata)
+		failures, err2 := json.Marshal(j.Failures)
+		notes, err3 := json.Marshal(j.Notes)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return fmt.Errorf("print dead jobs: %w", err)
+		}
+		fmt.Fprintf(&text, "%s%s:%s\n", config.QueuePrefix, j.Queue, j.ID)
+		line := func(name, value string) { fmt.Fprintf(&text, "  %-9s %s\n", name, harmless(value)) }
+		line("group", j.Fingerprint)
+		line("type", j.Kind)
+		if j.LockKey != "" {
+			line("key", j.LockKey)
+		}
+		line(j.State, since(*j.FinalizedAt, j.Attempt))
+		line("metadata", string(metadata))
+		line("payload", string(j.Args))
+		line("failures", string(failures))
+		line("notes", string(notes))
+	}
+	if _, err := io.WriteString(out, text.String()); err != nil {
+		return fmt.Errorf("print dead jobs: %w", err)
 	}
 	return nil
 }
@@ -117,7 +198,7 @@ func (b *Backbone) showDead(ctx context.Context, out io.Writer, which postgres.D
 		if d.Holds {
 			line("holds", fmt.Sprintf("its key, with %d behind it", d.Behind))
 		}
-		line("dead", fmt.Sprintf("since %s, after %d attempts", d.DeadAt.UTC().Format(time.RFC3339), d.Attempts))
+		line("dead", since(d.DeadAt, d.Attempts))
 		line("metadata", string(d.Metadata))
 		line("payload", string(d.Payload))
 		line("failures", string(d.Failures))
@@ -127,6 +208,15 @@ func (b *Backbone) showDead(ctx context.Context, out io.Writer, which postgres.D
 		return fmt.Errorf("print dead events: %w", err)
 	}
 	return nil
+}
+
+// since tells for how long something is dead, and how often it was tried.
+func since(at time.Time, attempts int) string {
+	noun := "attempts"
+	if attempts == 1 {
+		noun = "attempt"
+	}
+	return fmt.Sprintf("since %s, after %d %s", at.UTC().Format(time.RFC3339), attempts, noun)
 }
 
 // harmless is a text without what a terminal would take for a command.

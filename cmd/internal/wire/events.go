@@ -9,7 +9,6 @@ import (
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
-	"postbus/internal/domain"
 	"postbus/internal/domain/user"
 	"postbus/internal/job"
 	"postbus/internal/mail"
@@ -29,38 +28,55 @@ func catalogue() (*bus.Catalogue, error) {
 }
 
 // consumers lists every consumer of the application with its handlers, whether or not this process runs them.
-func consumers(n *account.Notifier) ([]*bus.Consumer, error) {
-	// A mail that cannot be sent holds up no other mail to the same person.
-	policy := bus.WithPolicy(bus.Policy{AfterDeath: bus.PassKey})
-	verification, err1 := bus.NewConsumer("verification-email", policy)
-	welcome, err2 := bus.NewConsumer("welcome-email", policy)
+func consumers(accounts *account.Service) ([]*bus.Consumer, error) {
+	verification, err1 := bus.NewConsumer("verification-email")
+	welcome, err2 := bus.NewConsumer("welcome-email")
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
 	err := errors.Join(
-		bus.Handle(verification, sending(n.SendVerification)),
-		bus.Handle(verification, sending(n.ResendVerification)),
-		bus.Handle(verification, sending(n.SendAlreadyRegistered)),
-		bus.Handle(welcome, sending(n.SendWelcome)),
+		bus.Handle(verification, accounts.MailVerification),
+		bus.Handle(verification, accounts.MailFurtherVerification),
+		bus.Handle(verification, accounts.MailRepeatedRegistration),
+		bus.Handle(welcome, accounts.MailWelcome),
 	)
 	return []*bus.Consumer{verification, welcome}, err
 }
 
-// sending tells the bus which failures to send a mail no repetition will mend.
-func sending[E domain.Event](h func(context.Context, E) error) func(context.Context, E) error {
-	return func(ctx context.Context, e E) error {
-		err := h(ctx, e)
-		if errors.Is(err, mail.ErrRefused) {
-			return bus.Permanent(err)
+// queue is a queue of jobs, with how many of them a process runs at a time.
+type queue struct {
+	name   string
+	atOnce int
+}
+
+// queues lists every queue of the application, whether or not this process runs it. Mail has one of its own: a mail server that
+// is slow holds up nothing but mail.
+func queues() []queue { return []queue{{job.DefaultQueue, 4}, {account.MailQueue, 8}} }
+
+// workers lists the handlers of every kind of job of the application.
+func workers(accounts *account.Service, n *account.Notifier) (*job.Workers, error) {
+	// Somebody waits for the mail, so not for long at a time; and for two and a half days, as a mail server may be away over a
+	// weekend.
+	outgoing := job.Policy{Attempts: 500, WaitMax: 10 * time.Minute, Timeout: 4 * time.Minute}
+	w := job.NewWorkers()
+	return w, errors.Join(
+		job.Handle(w, accounts.DeleteUnverified, job.Policy{Timeout: 10 * time.Minute}),
+		job.Handle(w, sending(n.SendVerification), outgoing),
+		job.Handle(w, sending(n.SendRepeatedRegistration), outgoing),
+		job.Handle(w, sending(n.SendWelcome), outgoing),
+	)
+}
+
+// sending gives a mail up, for somebody to look at, that was refused, and one of which nobody knows whether it was taken: sent
+// again, it might come a second time.
+func sending[A job.Args](h func(context.Context, A) error) func(context.Context, A) error {
+	return func(ctx context.Context, args A) error {
+		err := h(ctx, args)
+		if errors.Is(err, mail.ErrRefused) || errors.Is(err, mail.ErrUnsure) {
+			return job.Permanent(err)
 		}
 		return err
 	}
-}
-
-// workers lists the handlers of every kind of job of the application.
-func workers(accounts *account.Service) (*job.Workers, error) {
-	w := job.NewWorkers()
-	return w, job.Handle(w, accounts.DeleteUnverified, job.Policy{Timeout: 10 * time.Minute})
 }
 
 // schedules lists what happens by the clock.

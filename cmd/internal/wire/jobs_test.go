@@ -15,7 +15,7 @@ import (
 // TestEveryScheduleHasAHandler: what is made by the clock can be run.
 func TestEveryScheduleHasAHandler(t *testing.T) {
 	t.Parallel()
-	w, err := workers(new(account.Service))
+	w, err := workers(new(account.Service), new(account.Notifier))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestNightlyDeletionRunsOnce(t *testing.T) {
 		}
 	}
 	for _, b := range programs {
-		go func() { ended <- b.Consume(ctx, b.Consumers(), true) }()
+		go func() { ended <- b.Consume(ctx, Selection{consumers: b.consumers, queues: queues()}) }()
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for users := 2; users != 1; <-time.After(10 * time.Millisecond) { // it has no signal

@@ -34,11 +34,15 @@ func openApart(t *testing.T, application, jobs string) (*Backbone, error) {
 // runUntil runs the program's consumers and jobs until the function it returns is called.
 func runUntil(t *testing.T, b *Backbone) (stop func()) {
 	t.Helper()
+	all, err := b.Select(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() {
 		ended <- Together(ctx,
-			func(ctx context.Context) error { return b.Consume(ctx, b.Consumers(), true) },
+			func(ctx context.Context) error { return b.Consume(ctx, all) },
 			func(ctx context.Context) error { b.Supervise(ctx); return nil },
 		)
 	}()

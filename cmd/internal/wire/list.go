@@ -19,20 +19,21 @@ import (
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
 	"postbus/internal/config"
+	"postbus/internal/job"
 )
 
 var errNothingSetUp = errors.New("nothing was set up yet; start the app first")
 
-// List prints the consumers: topic, where each stands, which process is at it, or would be if there was anything to do,
-// and the event types it takes. It only reads: neither a table nor a consumer's place is made, and no private Postgres
-// where there was none.
+// List prints the consumers and the queues of jobs: topic, where each stands, which process is at it, or would be if there was
+// anything to do, and the types of events, or kinds of jobs, that it takes. It only reads: neither a table nor a consumer's
+// place is made, and no private Postgres where there was none.
 func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, say func(string)) (err error) {
 	if c.DatabaseURL == "" {
 		if err := checkUse(c.DataDir); err != nil {
 			return err
 		}
 	}
-	all, err := consumers(new(account.Notifier)) // which handles nothing here
+	all, err := consumers(new(account.Service)) // which handles nothing here
 	if err != nil {
 		return err
 	}
@@ -50,7 +51,7 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tPARKED\tDEAD\tRUNS IN\tEVENT TYPES") // errors come up at Flush
+	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tPARKED\tDEAD\tRUNS IN\tTYPES") // errors come up at Flush
 	for _, consumer := range all {
 		status, known, err := log.Status(ctx, postgres.Subscription{Consumer: consumer.Name(), Topic: consumer.Topic()})
 		if isMissing(err) {
@@ -68,8 +69,35 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 		}
 		writeRow(table, crossing.Consumer, crossing.Topic, nil, status, known, resting(connected, crossing.Consumer))
 	}
-	if err := table.Flush(); err != nil {
-		return fmt.Errorf("print consumers: %w", err)
+	err = listQueues(ctx, c, d, table, connected, logger)
+	if failure := table.Flush(); failure != nil { // also what there is without the jobs' database
+		return errors.Join(err, fmt.Errorf("print consumers: %w", failure))
+	}
+	return err
+}
+
+// listQueues writes the rows of the queues, which may be in a database of their own.
+func listQueues(ctx context.Context, c config.Config, d *database, table io.Writer, connected []string, logger *slog.Logger) (err error) {
+	if c.JobsDatabaseURL != "" {
+		d = &database{setting: settingJobsDatabase}
+		if err := d.open(ctx, c.JobsDatabaseURL, sessionName(c)); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, d.close()) }()
+	}
+	jobs, err := job.Open(d.pool, job.Config{}, logger)
+	if err != nil {
+		return err
+	}
+	for _, q := range queues() {
+		status, err := jobs.QueueStatus(ctx, q.name)
+		if isMissing(err) {
+			return errNothingSetUp
+		}
+		if err != nil {
+			return err
+		}
+		writeQueue(table, config.QueuePrefix+q.name, status, resting(connected, config.QueuePrefix+q.name))
 	}
 	return nil
 }
@@ -92,21 +120,36 @@ func isMissing(err error) bool {
 }
 
 func writeRow(table io.Writer, name, topic string, types []string, status postgres.Status, known bool, resting []string) {
-	count, oldest, owner := "new", "-", "-"
+	count, oldest := "new", "-"
 	if known {
 		count = waiting(status)
 	}
 	if status.Waiting > 0 {
 		oldest = status.Oldest.Round(time.Second).String()
 	}
-	switch {
-	case len(status.Owners) > 0:
-		owner = owners(status.Owners)
-	case len(resting) > 0:
-		owner = strings.Join(resting, ", ") + ", resting"
-	}
 	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
-		name, topic, count, oldest, status.Parked, status.Dead, owner, strings.Join(types, ", "))
+		name, topic, count, oldest, status.Parked, status.Dead, whereRuns(status.Owners, resting), strings.Join(types, ", "))
+}
+
+// writeQueue prints a queue's row. Which kinds of jobs are in it is up to who enqueues them.
+func writeQueue(table io.Writer, name string, status job.QueueStatus, resting []string) {
+	oldest := "-"
+	if status.Waiting > 0 {
+		oldest = status.Oldest.Round(time.Second).String()
+	}
+	_, _ = fmt.Fprintf(table, "%s\t-\t%d\t%s\t%d\t%d\t%s\t-\n",
+		name, status.Waiting, oldest, status.Parked, status.Dead, whereRuns(status.Running, resting))
+}
+
+// whereRuns names the processes that are at it, those that would be, or neither.
+func whereRuns(at map[string]int, resting []string) string {
+	switch {
+	case len(at) > 0:
+		return owners(at)
+	case len(resting) > 0:
+		return strings.Join(resting, ", ") + ", resting"
+	}
+	return "-"
 }
 
 // owners names the processes that share a consumer, each with how many of its shares it has when there are several.

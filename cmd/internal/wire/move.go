@@ -8,16 +8,17 @@ import (
 	"time"
 
 	"postbus/internal/broker/postgres"
+	"postbus/internal/bus"
 )
 
 // Move puts a consumer at a place in its topic, which is "now", "beginning", a time of RFC 3339 or a position, or says what
 // that would do.
 func (b *Backbone) Move(ctx context.Context, out io.Writer, name, to string, apply bool) error {
-	selected, err := b.Select([]string{name})
+	consumer, err := consumerOf(b.consumers, name)
 	if err != nil {
 		return err
 	}
-	subscription := subscriptions(selected)[0]
+	subscription := subscriptions([]*bus.Consumer{consumer})[0]
 	m, err := b.log.Move(ctx, subscription, spot(to), !apply)
 	if err != nil {
 		return err
@@ -39,7 +40,7 @@ func (b *Backbone) Move(ctx context.Context, out io.Writer, name, to string, app
 
 // Rename gives the place of a consumer to its new name, which is one of this program's.
 func (b *Backbone) Rename(ctx context.Context, out io.Writer, from, to string) error {
-	if _, err := b.Select([]string{to}); err != nil {
+	if _, err := consumerOf(b.consumers, to); err != nil {
 		return err
 	}
 	if err := b.log.Rename(ctx, from, to); err != nil {

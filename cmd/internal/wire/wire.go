@@ -4,11 +4,8 @@ package wire
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"postbus/internal/account"
@@ -40,18 +37,15 @@ type Backbone struct {
 	log       *postgres.Log
 	codec     *bus.Codec
 	consumers []*bus.Consumer
+	ledger    *mail.Ledger
 	jobs      *job.Table
 	jobsApart *jobsApart // nil where jobs are in the application's database
 	workers   *job.Workers
 	scheduler *job.Scheduler
 }
 
-const (
-	// jobsAtOnce is how many jobs a process runs at a time.
-	jobsAtOnce = 4
-	// jobTimeMax is how long a job may run; a kind of job may have less.
-	jobTimeMax = time.Hour
-)
+// jobTimeMax is how long a job may run; a kind of job may have less.
+const jobTimeMax = time.Hour
 
 // Open connects to the database, migrates it, makes sure of topics and consumers, and builds the rest. c.PublicURL is
 // set. say is told in a sentence what takes long. The error is for a person to read.
@@ -147,10 +141,8 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if b.Accounts, err = account.New(work, pool, tokens); err != nil {
 		return err
 	}
-	if err := b.buildJobs(); err != nil {
-		return err
-	}
-	post, err := mail.NewPost(sender, b.PublicURL, mail.WithFrom(c.MailFrom))
+	b.ledger = mail.NewLedger(pool, sender, b.logger)
+	post, err := mail.NewPost(b.ledger, b.PublicURL, mail.WithFrom(c.MailFrom))
 	if err != nil {
 		return err
 	}
@@ -158,7 +150,10 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if err != nil {
 		return err
 	}
-	if b.consumers, err = consumers(notifier); err != nil {
+	if err := b.buildJobs(notifier); err != nil {
+		return err
+	}
+	if b.consumers, err = consumers(b.Accounts); err != nil {
 		return err
 	}
 	topics, readers := b.withCrossing(types.Topics(), subscriptions(b.consumers))
@@ -170,15 +165,15 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 
 // migrations are the schemas that are made in the application's database.
 func migrations(c config.Config) []migrate.Set {
-	sets := []migrate.Set{account.Migrations(), postgres.Migrations(postgres.DefaultSchema)}
+	sets := []migrate.Set{account.Migrations(), mail.Migrations(), postgres.Migrations(postgres.DefaultSchema)}
 	if c.JobsDatabaseURL == "" {
 		sets = append(sets, job.Migrations(job.DefaultSchema))
 	}
 	return sets
 }
 
-func (b *Backbone) buildJobs() (err error) {
-	if b.workers, err = workers(b.Accounts); err != nil {
+func (b *Backbone) buildJobs(notifier *account.Notifier) (err error) {
+	if b.workers, err = workers(b.Accounts, notifier); err != nil {
 		return err
 	}
 	all, err := schedules()
@@ -203,85 +198,39 @@ func (b *Backbone) Ready(ctx context.Context) error { return b.database.pool.Pin
 // Postgres says in a few words which Postgres is used.
 func (b *Backbone) Postgres() string { return b.database.describe() }
 
-// Consumers are all consumers of the application.
-func (b *Backbone) Consumers() []*bus.Consumer { return b.consumers }
-
-// CheckNames checks the names of consumers in the settings, before anything is made.
-func CheckNames(c config.Config) error {
-	all, err := consumers(new(account.Notifier)) // which handles nothing here
-	if err != nil {
-		return err
-	}
-	for _, names := range [][]string{c.Only, {c.Move}, {c.RenameTo}, {c.WhichConsumer}} {
-		if len(names) == 1 && names[0] == "" {
-			continue
-		}
-		if _, err := choose(all, names); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Select checks names of consumers and returns those; all for none.
-func (b *Backbone) Select(names []string) ([]*bus.Consumer, error) { return choose(b.consumers, names) }
-
-func choose(all []*bus.Consumer, names []string) ([]*bus.Consumer, error) {
-	if len(names) == 0 {
-		return all, nil
-	}
-	var selected []*bus.Consumer
-	for _, name := range names {
-		i := slices.IndexFunc(all, func(c *bus.Consumer) bool { return c.Name() == name })
-		if i < 0 {
-			return nil, fmt.Errorf("there is no consumer %q; there are %s", name, Names(all))
-		}
-		if !slices.Contains(selected, all[i]) {
-			selected = append(selected, all[i])
-		}
-	}
-	return selected, nil
-}
-
-// Names lists the consumers' names for a person.
-func Names(consumers []*bus.Consumer) string {
-	names := make([]string, len(consumers))
-	for i, c := range consumers {
-		names[i] = c.Name()
-	}
-	return strings.Join(names, ", ")
-}
-
-// Consume runs consumers until ctx ends, and lets what is being handled finish; with jobs it also runs jobs and makes those
-// of the schedules.
-func (b *Backbone) Consume(ctx context.Context, consumers []*bus.Consumer, jobs bool) error {
+// Consume runs what was selected until ctx ends, and lets what is being handled finish. With queues of jobs it also makes the
+// jobs of the schedules.
+func (b *Backbone) Consume(ctx context.Context, s Selection) error {
 	router, err := bus.NewRouter(b.codec, b.log, b.logger, telemetry.NewWatermill(b.logger))
 	if err != nil {
 		return err
 	}
-	if err := router.Add(consumers...); err != nil {
+	if err := router.Add(s.consumers...); err != nil {
 		return err
 	}
-	if !jobs {
+	for _, q := range s.queues {
+		subscriber, err := b.jobs.Subscriber(q.name, q.atOnce)
+		if err != nil {
+			return err
+		}
+		policy := bus.Policy{Deadline: jobTimeMax}
+		if err := router.AddQueue(q.name, subscriber, b.workers.Handler(), b.jobs, policy); err != nil {
+			return err
+		}
+	}
+	if len(s.queues) == 0 {
 		return router.Run(ctx)
-	}
-	queue, err := b.jobs.Subscriber(job.DefaultQueue, jobsAtOnce)
-	if err != nil {
-		return err
-	}
-	policy := bus.Policy{Deadline: jobTimeMax}
-	if err := router.AddQueue(job.DefaultQueue, queue, b.workers.Handler(), b.jobs, policy); err != nil {
-		return err
 	}
 	return Together(ctx, router.Run, b.scheduler.Run, b.cross)
 }
 
-// Supervise keeps a private Postgres running, and the log and the work table in shape, until ctx ends.
+// Supervise keeps a private Postgres running, and the log, the work table and the mail ledger in shape, until ctx ends.
 func (b *Backbone) Supervise(ctx context.Context) {
 	_ = Together(ctx, // neither part has an error
 		func(ctx context.Context) error { b.database.supervise(ctx, b.logger); return nil },
 		func(ctx context.Context) error { b.log.Maintain(ctx); return nil },
 		b.jobs.Maintain,
 		b.keepJobsApart,
+		b.ledger.Maintain,
 	)
 }

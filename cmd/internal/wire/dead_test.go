@@ -1,0 +1,126 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"postbus/internal/config"
+	"postbus/internal/domain/user"
+	"postbus/internal/pgtest"
+)
+
+// TestDeadEventFromTheCommandLine: an event that does not fit its type is dead. It is listed and shown, and tried again with
+// another payload, with a note; then its job is enqueued.
+func TestDeadEventFromTheCommandLine(t *testing.T) {
+	t.Parallel()
+	settings := config.Config{
+		Program: config.Consumer, DatabaseURL: pgtest.URL(t), DataDir: pgtest.Dir(t), PublicURL: "http://localhost",
+		SecretKey: []byte(strings.Repeat("k", 32)), SMTPURL: "smtp://127.0.0.1:1", Only: []string{"verification-email"},
+	}
+	b, err := Open(t.Context(), settings, slog.New(slog.DiscardHandler), func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event, payload := b.breakAnEvent(t)
+	defer b.consuming(t, settings.Only)()
+	run := func(verb string, more func(*config.Config)) string {
+		t.Helper()
+		c := settings
+		c.Dead = verb
+		if more != nil {
+			more(&c)
+		}
+		var out bytes.Buffer
+		if err := b.Dead(t.Context(), &out, c); err != nil {
+			t.Fatalf("%s: %v", verb, err)
+		}
+		return out.String()
+	}
+	await(t, "the event to be dead", func() bool {
+		said := run("list", nil)
+		return strings.Contains(said, "verification-email") && strings.Contains(said, "user.registered") &&
+			strings.Contains(said, "undecodable: ")
+	})
+	one := func(c *config.Config) { c.WhichConsumer, c.WhichID = "verification-email", event }
+	if said := run("show", one); !strings.Contains(said, "verification-email:"+event.String()) || !strings.Contains(said, `{"user_id":1}`) ||
+		!strings.Contains(said, ", after 1 attempt\n") {
+		t.Errorf("show says\n%s", said)
+	}
+	file := filepath.Join(pgtest.Dir(t), "payload.json")
+	if err := os.WriteFile(file, payload, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mended := func(c *config.Config) { one(c); c.Payload, c.Note = file, "mended by hand" }
+	if said := run("retry", mended); said != "retry would be done to 1 of verification-email\nnothing was changed; add --apply to do it\n" {
+		t.Errorf("without --apply it says %q", said)
+	}
+	if said := run("retry", func(c *config.Config) { mended(c); c.Apply = true }); said != "retry: 1 of verification-email\n" {
+		t.Errorf("it says %q", said)
+	}
+	await(t, "the mail's job", func() bool {
+		var jobs int
+		err := b.database.pool.QueryRow(t.Context(), `SELECT count(*) FROM postbus.jobs WHERE args::json->>'event_id' = $1`,
+			event.String()).Scan(&jobs)
+		return err == nil && jobs == 1
+	})
+	if said := run("list", nil); said != "nothing is dead\n" {
+		t.Errorf("in the end it says %q", said)
+	}
+}
+
+// breakAnEvent registers a user and spoils the event's payload, which it returns as it was.
+func (b *Backbone) breakAnEvent(t *testing.T) (event uuid.UUID, payload []byte) {
+	t.Helper()
+	address, err := user.ParseAddress("anna@example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Accounts.Register(t.Context(), address); err != nil {
+		t.Fatal(err)
+	}
+	pool := b.database.pool
+	if err := pool.QueryRow(t.Context(), `SELECT id, payload FROM postbus.topic_user`).Scan(&event, &payload); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE postbus.topic_user SET payload = '{"user_id":1}'`); err != nil {
+		t.Fatal(err)
+	}
+	return event, payload
+}
+
+// consuming runs what the names select until end is called, which closes all.
+func (b *Backbone) consuming(t *testing.T, only []string) (end func()) {
+	t.Helper()
+	selected, err := b.Select(only)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- b.Consume(ctx, selected) }()
+	return func() {
+		stop()
+		if err := errors.Join(<-ended, b.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// await polls what gives no signal.
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !done(); <-time.After(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
