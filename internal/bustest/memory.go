@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -22,7 +21,7 @@ import (
 type memory struct {
 	harness *Harness
 	work    *uow.Manager
-	refuser *job.Table // of no database: it notes why a job's message is refused
+	refuser *job.Table // it notes why a job's message is refused
 
 	mu        sync.Mutex
 	time      time.Time
@@ -80,10 +79,7 @@ func (m *memory) Commit(cause domain.Cause, events []bus.Encoded, jobs []job.Job
 }
 
 func (m *memory) serve(_ context.Context, app App) error {
-	table, err := job.Open(nil, job.Config{}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
-	}
+	table := new(job.Table) // of no database: what is asked of it here needs none
 	if _, err := table.Scheduler(app.Schedules...); err != nil {
 		return err
 	}
@@ -183,8 +179,8 @@ func (m *memory) retryDead(_ context.Context, name string) error {
 	return nil
 }
 
-// Subscriber implements bus.Subscribers.
-func (m *memory) Subscriber(consumer string) (message.Subscriber, error) {
+// Subscriber implements bus.Subscribers. One message is out at a time, whatever the consumer's concurrency.
+func (m *memory) Subscriber(consumer string, _ int) (message.Subscriber, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.reading(consumer)
