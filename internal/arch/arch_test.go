@@ -167,7 +167,7 @@ func violations(imports []imported) []string {
 		if !inside && !strings.Contains(strings.SplitN(target, "/", 2)[0], ".") {
 			continue // the standard library
 		}
-		if matchesAny(target, testOnly) && i.pkg != target {
+		if matchesAny(target, testOnly) && !matchesAny(i.pkg, testOnly) {
 			found = append(found, fmt.Sprintf("%s imports %s, which is for tests only", i.file, target))
 			continue
 		}

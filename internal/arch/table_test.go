@@ -64,10 +64,15 @@ var table = []row{
 
 	// For tests.
 	{pkg: "internal/pgtest", may: []string{"internal/localpg", "internal/migrate", modUUID, modPgx, "golang.org/x/sys"}},
+	{pkg: "internal/bustest", may: []string{
+		"internal/domain", "internal/bus", "internal/uow", "internal/job", "internal/broker/postgres", "internal/migrate", "internal/pgtest",
+		modUUID, modWatermill, modPgx,
+	}},
 }
 
 // testOnly are packages and modules that no program may contain, not even through "anything".
 var testOnly = []string{
+	"internal/bustest",
 	"internal/pgtest",
 	"github.com/emersion/go-smtp",
 	"github.com/emersion/go-sasl",

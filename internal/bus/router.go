@@ -90,6 +90,10 @@ func (r *Router) Add(consumers ...*Consumer) error {
 	return nil
 }
 
+// Use adds middleware inside the bus's own, around each handler of consumers and queues; before Run. The bus treats its errors and
+// panics as the handler's.
+func (r *Router) Use(middleware ...message.HandlerMiddleware) { r.router.AddMiddleware(middleware...) }
+
 // jobPrefix begins the names of queues of jobs among those of consumers, which have no colon.
 const jobPrefix = "job:"
 

@@ -25,7 +25,7 @@ type deliveryKey struct{}
 type delivery struct {
 	row    row
 	queue  string
-	worker *worker
+	worker *worker         // nil for a Trial
 	ctx    context.Context //nolint:containedctx // the message's; the worker ends it when the job is cancelled or lost
 	end    context.CancelCauseFunc
 	done   bool // its outcome is noted; under the worker's lock
@@ -114,7 +114,11 @@ func (d *delivery) refused() outcome {
 	case errors.Is(context.Cause(d.ctx), ErrStopped):
 		return outcome{verdict: verdictBack}
 	}
-	return judge(err, class, d.policy, d.row.attempt, d.worker.table.config.Version)
+	version := ""
+	if d.worker != nil {
+		version = d.worker.table.config.Version
+	}
+	return judge(err, class, d.policy, d.row.attempt, version)
 }
 
 var errNoReason = errors.New("refused without a reason")
@@ -167,6 +171,10 @@ func Progress(ctx context.Context, value any) error {
 	encoded, err := encodeBounded(value, "progressBytesMax", progressBytesMax, d.row.kind)
 	if err != nil {
 		return err
+	}
+	if d.worker == nil {
+		d.tried(encoded)
+		return nil
 	}
 	t := d.worker.table
 	tag, err := t.pool.Exec(ctx, `UPDATE `+t.table("jobs")+` SET progress = $3 WHERE id = $1 AND epoch = $2 AND state = 'running'`,

@@ -76,10 +76,11 @@ func undecodable(kind string, size int, err error) error {
 func (w *Workers) Kinds() []string { return slices.Sorted(maps.Keys(w.handlers)) }
 
 // Handler returns the handler of a queue's messages for a Watermill router: it calls the job's own, recovers its panic, and
-// notes the reason of a refusal, which need not be told to Table.Refuse. Several queues may share it.
-func (w *Workers) Handler() message.NoPublishHandlerFunc {
+// notes the reason of a refusal, which need not be told to Table.Refuse. Several queues may share it. before, if given, are
+// called ahead of each job's handler, under its policy and timeout; an error of theirs stands for the handler's.
+func (w *Workers) Handler(before ...func(context.Context) error) message.NoPublishHandlerFunc {
 	return func(m *message.Message) error {
-		err := w.handle(m)
+		err := w.handle(m, before)
 		d, ok := deliveryOf(m.Context())
 		if !ok || err == nil {
 			return err
@@ -93,7 +94,7 @@ func (w *Workers) Handler() message.NoPublishHandlerFunc {
 	}
 }
 
-func (w *Workers) handle(m *message.Message) (err error) {
+func (w *Workers) handle(m *message.Message, before []func(context.Context) error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PanicError{Value: v, stack: debug.Stack()}
@@ -113,7 +114,14 @@ func (w *Workers) handle(m *message.Message) (err error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, h.policy.Timeout, ErrTimeout)
 		defer cancel()
 	}
-	err = h.run(ctx, m.Payload)
+	for _, b := range before {
+		if err == nil {
+			err = b(ctx)
+		}
+	}
+	if err == nil {
+		err = h.run(ctx, m.Payload)
+	}
 	if err != nil && errors.Is(context.Cause(ctx), ErrTimeout) {
 		return &timeoutError{err}
 	}

@@ -74,6 +74,19 @@ func (j Job) Kind() string { return j.kind }
 // Queue returns the queue that the job goes to.
 func (j Job) Queue() string { return j.queue }
 
+// Status returns what a table has of the job when it is stored at a time: waiting, or in the future. The table alone knows whether
+// it has to wait behind its lock key.
+func (j Job) Status(now time.Time) Status {
+	runAt := now.Add(j.delay)
+	if j.at != nil {
+		runAt = *j.at
+	}
+	return Status{
+		ID: j.id, Kind: j.kind, Queue: j.queue, Priority: j.priority, State: StateWaiting, RunAt: runAt.Truncate(time.Microsecond),
+		CreatedAt: now, LockKey: j.lock, UniqueKey: j.unique, Args: json.RawMessage(j.args), Metadata: decodeMetadata(j.encoded),
+	}
+}
+
 // Option says how a job is to be run.
 type Option func(*Job)
 

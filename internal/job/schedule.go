@@ -64,7 +64,7 @@ func (t *Table) Scheduler(schedules ...Schedule) (*Scheduler, error) {
 		if _, ok := s.schedules[schedule.Name]; ok {
 			return nil, fmt.Errorf("schedule %s: %w", schedule.Name, ErrDuplicate)
 		}
-		if _, err := schedule.job(time.Now()); err != nil {
+		if _, err := schedule.Job(time.Now()); err != nil {
 			return nil, fmt.Errorf("schedule %s: %w", schedule.Name, err)
 		}
 		s.schedules[schedule.Name] = schedule
@@ -73,8 +73,15 @@ func (t *Table) Scheduler(schedules ...Schedule) (*Scheduler, error) {
 	return s, nil
 }
 
-// job makes the job of a tick.
-func (s Schedule) job(tick time.Time) (Job, error) {
+// Due returns the latest tick after last and up to now, the zero time when there is none, and whether it is to have a job: one
+// that was missed has it as Missed says.
+func (s Schedule) Due(last, now time.Time) (tick time.Time, runs bool) {
+	tick = latest(s.When, last, now)
+	return tick, !tick.IsZero() && (s.Missed != SkipMissed || now.Sub(tick) <= missedAfter)
+}
+
+// Job makes the job of a tick. It returns the errors of New.
+func (s Schedule) Job(tick time.Time) (Job, error) {
 	options := append([]Option(nil), s.Options...)
 	options = append(options, At(tick), WithID(tickID(s.Name, tick)), Metadata(MetadataSchedule, s.Name),
 		Metadata(MetadataTick, tick.UTC().Format(time.RFC3339)))
@@ -108,6 +115,13 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	return nil
 }
 
+// Tick makes the jobs of the ticks that have come by now, once. Run does so at each tick; a test that moves the database's clock
+// does without Run.
+func (s *Scheduler) Tick(ctx context.Context) error {
+	_, err := s.tick(ctx)
+	return err
+}
+
 // tick makes the jobs of the ticks that have come, and returns how long it is until the next one.
 func (s *Scheduler) tick(ctx context.Context) (wait time.Duration, err error) {
 	last, now, err := s.places(ctx)
@@ -117,8 +131,8 @@ func (s *Scheduler) tick(ctx context.Context) (wait time.Duration, err error) {
 	wait = lookAgain
 	for _, name := range s.names {
 		schedule := s.schedules[name]
-		if tick := latest(schedule.When, last[name], now); !tick.IsZero() {
-			if err := s.fire(ctx, schedule, tick, now); err != nil {
+		if tick, runs := schedule.Due(last[name], now); !tick.IsZero() {
+			if err := s.fire(ctx, schedule, tick, runs); err != nil {
 				return 0, fmt.Errorf("make job of schedule %s: %w", name, err)
 			}
 		}
@@ -159,10 +173,10 @@ func (s *Scheduler) places(ctx context.Context) (last map[string]time.Time, now 
 	return nil, now, errors.New("schedules do not stay")
 }
 
-// fire makes the job of a tick, unless another process has. The schedule's row lets one through, also when the job's history
-// has gone; the job's id is the index's guarantee besides.
-func (s *Scheduler) fire(ctx context.Context, schedule Schedule, tick, now time.Time) error {
-	j, err := schedule.job(tick)
+// fire makes the job of a tick if it is to have one, unless another process has been at that tick. The schedule's row lets one
+// through, also when the job's history has gone; the job's id is the index's guarantee besides.
+func (s *Scheduler) fire(ctx context.Context, schedule Schedule, tick time.Time, runs bool) error {
+	j, err := schedule.Job(tick)
 	if err != nil {
 		return err
 	}
@@ -170,7 +184,7 @@ func (s *Scheduler) fire(ctx context.Context, schedule Schedule, tick, now time.
 	err = s.table.change(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `UPDATE `+s.table.table("job_schedules")+` SET last_tick = $2 WHERE name = $1 AND last_tick < $2`,
 			schedule.Name, tick)
-		if err != nil || tag.RowsAffected() == 0 || (schedule.Missed == SkipMissed && now.Sub(tick) > missedAfter) {
+		if err != nil || tag.RowsAffected() == 0 || !runs {
 			return err
 		}
 		fired = true

@@ -50,7 +50,7 @@ func TestScheduleRunsOnceInManyProcesses(t *testing.T) {
 	for round := range 2 {
 		for range 8 {
 			running.Go(func() {
-				if err := s.fire(t.Context(), schedule, tick, tick); err != nil {
+				if err := s.fire(t.Context(), schedule, tick, true); err != nil {
 					t.Error(err)
 				}
 			})
@@ -129,7 +129,7 @@ func TestScheduleSkipsWhileItsJobRuns(t *testing.T) {
 	}
 	for i := range 3 {
 		tick := time.Now().Add(time.Duration(i+10) * time.Minute)
-		if err := s.fire(t.Context(), schedule, tick, tick); err != nil {
+		if err := s.fire(t.Context(), schedule, tick, true); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -120,6 +120,19 @@ func tests(t *testing.T) map[string]bool {
 	return known
 }
 
+// TestTestingPageQuotesWhatIsCompiled: the code that docs/testing.md shows stands like that in the file that it names.
+func TestTestingPageQuotesWhatIsCompiled(t *testing.T) {
+	blocks := namedBlocks(read(t, "docs/testing.md"))
+	if len(blocks) == 0 {
+		t.Error("docs/testing.md quotes no file")
+	}
+	for name, code := range blocks {
+		if !strings.Contains(read(t, name), code) {
+			t.Errorf("docs/testing.md and %s differ", name)
+		}
+	}
+}
+
 var (
 	link     = regexp.MustCompile(`(?:\]\(|(?:src|srcset|href)=")([^)"\s]+)`)
 	pathName = regexp.MustCompile("`((?:cmd|internal|docs|e2e)/[A-Za-z0-9_./-]+|\\.ci/run|[A-Z]+\\.md)`")

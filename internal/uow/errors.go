@@ -25,6 +25,8 @@ var (
 	errRepeated = errors.New("event has had its effect")
 	// ErrNoJobs is returned when fn has enqueued a job and the Manager was made without WithJobs. Nothing was stored.
 	ErrNoJobs = errors.New("unit of work has nowhere to enqueue jobs")
+	// ErrNoDatabase is returned by a Work's database handle in a test that runs in memory (NewManagerInMemory).
+	ErrNoDatabase = errors.New("unit of work in memory has no database: give the use case a repository in memory, or test it on Postgres")
 	// ErrClosed is returned by a Work's database handle once its unit of work is over.
 	ErrClosed = errors.New("unit of work is over")
 )

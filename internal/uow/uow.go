@@ -35,11 +35,12 @@ const (
 
 // Manager begins units of work on one database. It may be used from many goroutines.
 type Manager struct {
-	pool  *pgxpool.Pool
-	log   *postgres.Log
-	codec *bus.Codec
-	bus   *bus.Bus
-	jobs  Jobs // nil without WithJobs
+	pool   *pgxpool.Pool
+	log    *postgres.Log
+	codec  *bus.Codec
+	bus    *bus.Bus
+	jobs   Jobs   // nil without WithJobs
+	memory Memory // instead of pool, log and jobs; nil but in tests
 }
 
 // Jobs is where a unit of work's jobs go: a *job.Table in the database that the transactions run in, or the *job.Crossing that
@@ -104,7 +105,9 @@ func (m *Manager) Do(ctx context.Context, fn func(ctx context.Context, w *Work) 
 		}
 	}
 	domain.MarkEffect(ctx)
-	m.log.Wake(committed.topics...)
+	if len(committed.topics) > 0 {
+		m.log.Wake(committed.topics...)
+	}
 	if len(committed.queues) > 0 {
 		m.jobs.Wake(committed.queues...)
 	}
@@ -123,6 +126,9 @@ type commit struct {
 
 // attempt runs fn once, in a transaction of its own.
 func (m *Manager) attempt(ctx context.Context, fn func(ctx context.Context, w *Work) error) (commit, error) {
+	if m.memory != nil {
+		return m.attemptInMemory(ctx, fn)
+	}
 	pooled, err := m.pool.Acquire(ctx)
 	if err != nil {
 		return commit{}, fmt.Errorf("acquire connection: %w", err)
@@ -210,12 +216,9 @@ func (m *Manager) commit(ctx context.Context, conn *pgx.Conn, w *Work) (commit, 
 
 // queue encodes the events and puts one INSERT for each topic on the batch.
 func (m *Manager) queue(ctx context.Context, batch *pgx.Batch, events []domain.Event) (topics []string, err error) {
-	if len(events) > eventsPerCommitMax {
-		return nil, &bus.LimitError{Limit: "eventsPerCommitMax", Max: eventsPerCommitMax, Got: len(events)}
-	}
-	encoded, err := m.codec.EncodeAll(ctx, events)
+	encoded, err := m.encode(ctx, events)
 	if err != nil {
-		return nil, fmt.Errorf("encode events: %w", err)
+		return nil, err
 	}
 	for _, e := range encoded {
 		if err := m.log.Append(batch, e.Topic, e.Messages...); err != nil {
@@ -226,17 +229,26 @@ func (m *Manager) queue(ctx context.Context, batch *pgx.Batch, events []domain.E
 	return topics, nil
 }
 
+func (m *Manager) encode(ctx context.Context, events []domain.Event) ([]bus.Encoded, error) {
+	if len(events) > eventsPerCommitMax {
+		return nil, &bus.LimitError{Limit: "eventsPerCommitMax", Max: eventsPerCommitMax, Got: len(events)}
+	}
+	encoded, err := m.codec.EncodeAll(ctx, events)
+	if err != nil {
+		return nil, fmt.Errorf("encode events: %w", err)
+	}
+	return encoded, nil
+}
+
 // queueJobs puts what stores the jobs on the batch, and returns the queues that they go to.
 func (m *Manager) queueJobs(batch *pgx.Batch, w *Work) (queues []string, err error) {
-	switch {
-	case w.jobErr != nil:
-		return nil, fmt.Errorf("enqueue job: %w", w.jobErr)
+	switch err := w.checkJobs(); {
+	case err != nil:
+		return nil, err
 	case len(w.jobs) == 0:
 		return nil, nil
 	case m.jobs == nil:
 		return nil, ErrNoJobs
-	case len(w.jobs) > jobsPerCommitMax:
-		return nil, &bus.LimitError{Limit: "jobsPerCommitMax", Max: jobsPerCommitMax, Got: len(w.jobs)}
 	}
 	if err := m.jobs.Append(batch, w.jobs...); err != nil {
 		return nil, fmt.Errorf("enqueue jobs: %w", err)

@@ -2,12 +2,14 @@ package uow
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"postbus/internal/bus"
 	"postbus/internal/domain"
 	"postbus/internal/job"
 )
@@ -56,32 +58,53 @@ func (w *Work) Enqueue(args job.Args, options ...job.Option) {
 	w.jobs = append(w.jobs, j)
 }
 
+// checkJobs refuses jobs before the commit.
+func (w *Work) checkJobs() error {
+	switch {
+	case w.jobErr != nil:
+		return fmt.Errorf("enqueue job: %w", w.jobErr)
+	case len(w.jobs) > jobsPerCommitMax:
+		return &bus.LimitError{Limit: "jobsPerCommitMax", Max: jobsPerCommitMax, Got: len(w.jobs)}
+	}
+	return nil
+}
+
 // querier hides the connection's Begin, and everything once the work is over: the connection is another's by then.
 type querier struct {
-	conn *pgx.Conn
+	conn *pgx.Conn // nil in memory
 	over atomic.Bool
+}
+
+func (q *querier) refusal() error {
+	switch {
+	case q.over.Load():
+		return ErrClosed
+	case q.conn == nil:
+		return ErrNoDatabase
+	}
+	return nil
 }
 
 // Exec implements Querier.
 func (q *querier) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	if q.over.Load() {
-		return pgconn.CommandTag{}, ErrClosed
+	if err := q.refusal(); err != nil {
+		return pgconn.CommandTag{}, err
 	}
 	return q.conn.Exec(ctx, sql, args...)
 }
 
 // Query implements Querier.
 func (q *querier) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if q.over.Load() {
-		return nil, ErrClosed
+	if err := q.refusal(); err != nil {
+		return nil, err
 	}
 	return q.conn.Query(ctx, sql, args...)
 }
 
 // QueryRow implements Querier.
 func (q *querier) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	if q.over.Load() {
-		return failedRow{ErrClosed}
+	if err := q.refusal(); err != nil {
+		return failedRow{err}
 	}
 	return q.conn.QueryRow(ctx, sql, args...)
 }
