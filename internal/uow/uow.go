@@ -39,7 +39,8 @@ type Manager struct {
 	log   *postgres.Log
 	codec *bus.Codec
 	bus   *bus.Bus
-	jobs  Jobs // nil without WithJobs
+	jobs  Jobs          // nil without WithJobs
+	inbox *postgres.Log // of consumers
 }
 
 // Jobs is where a unit of work's jobs go: a *job.Table in the database that the transactions run in, or the *job.Crossing that
@@ -53,7 +54,15 @@ type Jobs interface {
 
 // NewManager returns a Manager whose transactions run on pool, in the database that log is in.
 func NewManager(pool *pgxpool.Pool, log *postgres.Log, codec *bus.Codec, inProcess *bus.Bus) *Manager {
-	return &Manager{pool: pool, log: log, codec: codec, bus: inProcess}
+	return &Manager{pool: pool, log: log, codec: codec, bus: inProcess, inbox: log}
+}
+
+// WithInbox returns a Manager like this one that notes what consumers have handled in the log that they read, where that is
+// another than the one that it publishes to. It is in the same database.
+func (m *Manager) WithInbox(read *postgres.Log) *Manager {
+	with := *m
+	with.inbox = read
+	return &with
 }
 
 // WithJobs returns a Manager like this one whose units of work can enqueue jobs.
@@ -166,7 +175,11 @@ func (m *Manager) begin(ctx context.Context, conn *pgx.Conn) error {
 	}
 	batch := &pgx.Batch{}
 	batch.Queue("begin")
-	m.log.Enter(batch, cause.Consumer, cause.EventID)
+	inbox := m.inbox
+	if bus.IsQueue(cause.Consumer) {
+		inbox = m.log
+	}
+	inbox.Enter(batch, cause.Consumer, cause.EventID)
 	results := conn.SendBatch(ctx, batch)
 	_, err := results.Exec()
 	var entered pgconn.CommandTag
