@@ -37,7 +37,7 @@ func (b *Backbone) Dead(ctx context.Context, out io.Writer, c config.Config) err
 		}
 	}
 	what := map[string]postgres.Resolution{"retry": postgres.Retry, "discard": postgres.Discard, "release": postgres.Release}[c.Dead]
-	n, err := b.log.Resolve(ctx, which, what, postgres.Note{By: operator(), Text: c.Note}, payload, !c.Apply)
+	n, err := b.read().Resolve(ctx, which, what, postgres.Note{By: operator(), Text: c.Note}, payload, !c.Apply)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func readPayload(path string) ([]byte, error) {
 }
 
 func (b *Backbone) listDead(ctx context.Context, out io.Writer) error {
-	groups, err := b.log.DeadGroups(ctx)
+	groups, err := b.read().DeadGroups(ctx)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (b *Backbone) listDead(ctx context.Context, out io.Writer) error {
 }
 
 func (b *Backbone) showDead(ctx context.Context, out io.Writer, which postgres.Dead) error {
-	letters, err := b.log.DeadLetters(ctx, which)
+	letters, err := b.read().DeadLetters(ctx, which)
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type Backbone struct {
 	logger    *slog.Logger
 	database  *database
 	log       *postgres.Log
+	broker    *brokerage // nil without a BROKER_URL
 	codec     *bus.Codec
 	consumers []*bus.Consumer
 	jobs      *job.Table
@@ -135,6 +136,9 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if b.log, err = postgres.Open(pool, postgres.Config{}, b.logger); err != nil {
 		return err
 	}
+	if b.broker, err = b.openBroker(ctx, c, types.Topics()); err != nil {
+		return err
+	}
 	after := bus.New(b.logger)
 	if err := inProcess(after, b.logger); err != nil {
 		return err
@@ -143,7 +147,7 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if err != nil {
 		return err
 	}
-	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(jobs)
+	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(jobs).WithInbox(b.read())
 	if b.Accounts, err = account.New(work, pool, tokens); err != nil {
 		return err
 	}
@@ -161,9 +165,8 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if b.consumers, err = consumers(notifier); err != nil {
 		return err
 	}
-	topics, readers := b.withCrossing(types.Topics(), subscriptions(b.consumers))
-	if err := b.log.Provision(ctx, topics, readers); err != nil {
-		return b.database.explainSetUp(postgres.DefaultSchema, err)
+	if err := b.provision(ctx, types.Topics()); err != nil {
+		return err
 	}
 	return b.noteLeftBehind(ctx)
 }
@@ -189,12 +192,13 @@ func (b *Backbone) buildJobs() (err error) {
 	return err
 }
 
-// Close gives up the databases. Nothing may be running.
+// Close gives up broker and databases. Nothing may be running.
 func (b *Backbone) Close() error {
+	err := b.broker.close()
 	if b.jobsApart != nil {
-		return errors.Join(b.jobsApart.close(), b.database.close())
+		err = errors.Join(err, b.jobsApart.close())
 	}
-	return b.database.close()
+	return errors.Join(err, b.database.close())
 }
 
 // Ready reports whether the database answers.
@@ -213,7 +217,7 @@ func CheckNames(c config.Config) error {
 		return err
 	}
 	for _, names := range [][]string{c.Only, {c.Move}, {c.RenameTo}, {c.WhichConsumer}} {
-		if len(names) == 1 && names[0] == "" {
+		if len(names) == 1 && (names[0] == "" || isOwnRelay(c, names[0])) {
 			continue
 		}
 		if _, err := choose(all, names); err != nil {
@@ -255,15 +259,16 @@ func Names(consumers []*bus.Consumer) string {
 // Consume runs consumers until ctx ends, and lets what is being handled finish; with jobs it also runs jobs and makes those
 // of the schedules.
 func (b *Backbone) Consume(ctx context.Context, consumers []*bus.Consumer, jobs bool) error {
-	router, err := bus.NewRouter(b.codec, b.log, b.logger, telemetry.NewWatermill(b.logger))
+	router, err := bus.NewRouter(b.codec, b.read(), b.logger, telemetry.NewWatermill(b.logger))
 	if err != nil {
 		return err
 	}
 	if err := router.Add(consumers...); err != nil {
 		return err
 	}
+	parts := append([]func(context.Context) error{router.Run}, b.broker.parts()...)
 	if !jobs {
-		return router.Run(ctx)
+		return Together(ctx, parts...)
 	}
 	queue, err := b.jobs.Subscriber(job.DefaultQueue, jobsAtOnce)
 	if err != nil {
@@ -273,7 +278,7 @@ func (b *Backbone) Consume(ctx context.Context, consumers []*bus.Consumer, jobs 
 	if err := router.AddQueue(job.DefaultQueue, queue, b.workers.Handler(), b.jobs, policy); err != nil {
 		return err
 	}
-	return Together(ctx, router.Run, b.scheduler.Run, b.cross)
+	return Together(ctx, append(parts, b.scheduler.Run, b.cross)...)
 }
 
 // Supervise keeps a private Postgres running, and the log and the work table in shape, until ctx ends.
@@ -281,6 +286,7 @@ func (b *Backbone) Supervise(ctx context.Context) {
 	_ = Together(ctx, // neither part has an error
 		func(ctx context.Context) error { b.database.supervise(ctx, b.logger); return nil },
 		func(ctx context.Context) error { b.log.Maintain(ctx); return nil },
+		func(ctx context.Context) error { b.broker.maintain(ctx); return nil },
 		b.jobs.Maintain,
 		b.keepJobsApart,
 	)
