@@ -47,12 +47,12 @@ func TestRefusals(t *testing.T) {
 			"postbus consumer: POSTBUS_SMTP_URL is not a setting; it is called SMTP_URL",
 		},
 		"setting of a later version": {
-			app, nil, settings{"BROKER_URL": "nats://user:" + passwordMarker + "@localhost"}, 2,
-			"postbus app: BROKER_URL is not supported by this version",
+			app, nil, settings{"OPS_TOKEN": passwordMarker}, 2,
+			"postbus app: OPS_TOKEN is not supported by this version",
 		},
-		"setting of a later version, consumer": {
-			consumer, nil, settings{"BROKER_URL": "nats://user:" + passwordMarker + "@localhost"}, 2,
-			"postbus consumer: BROKER_URL is not supported by this version",
+		"broker of a later version": {
+			consumer, nil, settings{"BROKER_URL": "kafka://user:" + passwordMarker + "@localhost"}, 2,
+			"postbus consumer: BROKER_URL must begin with nats:// or postgres:// or memory://; no other broker is supported by this version",
 		},
 		"no secret key": {
 			app, nil, settings{"DATABASE_URL": database}, 2,

@@ -23,6 +23,9 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 	if c.List {
 		return wire.List(ctx, c, os.Stdout, logger, say)
 	}
+	if c.LeaveBroker {
+		return wire.LeaveBroker(ctx, c, os.Stdout, logger, say)
+	}
 	if err := wire.CheckNames(c); err != nil {
 		return err
 	}

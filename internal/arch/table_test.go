@@ -38,10 +38,13 @@ var table = []row{
 		"internal/domain", "internal/bus", "internal/job", "internal/broker/postgres", modUUID, modPgx,
 	}},
 	{pkg: "internal/broker", may: []string{"internal/broker/...", modWatermill}},
+	{pkg: "internal/broker/memory", may: []string{"internal/broker", modWatermill}},
+	{pkg: "internal/broker/nats", may: []string{"internal/broker", modWatermill, "github.com/nats-io/nats.go"}},
+	{pkg: "internal/broker/remote", may: []string{"internal/broker", "internal/broker/postgres", "internal/migrate", modWatermill, modPgx}},
 	{pkg: "internal/broker/postgres", may: []string{
 		"internal/broker", "internal/migrate", modUUID, modWatermill, modWatermillSQL, modPgx,
 	}},
-	{pkg: "internal/relay", may: []string{"internal/bus", "internal/broker/...", modUUID, modWatermill}},
+	{pkg: "internal/relay", may: []string{"internal/broker", "internal/broker/postgres", modWatermill}},
 	{pkg: "internal/job", may: []string{"internal/migrate", modUUID, modWatermill, modPgx}},
 
 	// The edges.
@@ -63,6 +66,8 @@ var table = []row{
 	{pkg: "internal/localpg", may: []string{modPgx, "github.com/fergusstrange/embedded-postgres", "golang.org/x/sys"}},
 
 	// For tests.
+	{pkg: "internal/natstest", may: []string{"github.com/nats-io/nats.go"}},
+	{pkg: "internal/broker/brokertest", may: []string{"internal/broker", modUUID, modWatermill}},
 	{pkg: "internal/pgtest", may: []string{"internal/localpg", "internal/migrate", modUUID, modPgx, "golang.org/x/sys"}},
 	{pkg: "internal/bustest", may: []string{
 		"internal/domain", "internal/bus", "internal/uow", "internal/job", "internal/broker/postgres", "internal/migrate", "internal/pgtest",
@@ -74,9 +79,12 @@ var table = []row{
 var testOnly = []string{
 	"internal/bustest",
 	"internal/pgtest",
+	"internal/natstest",
+	"internal/broker/brokertest",
 	"github.com/emersion/go-smtp",
 	"github.com/emersion/go-sasl",
 	"github.com/go-task/task/v3",
+	"github.com/nats-io/nats-server/v2",
 	"go.uber.org/goleak",
 	"gopkg.in/yaml.v3",
 }

@@ -40,6 +40,8 @@ var (
 		"(PGSSLMODE, PGPORT or another)")
 	errDatabaseFile = errors.New("or a PG… variable names a certificate, key or service file that cannot be read")
 
+	errBrokerURL = errors.New("must look like nats://USER:PASSWORD@HOST:4222")
+
 	errHTTPAddr   = errors.New("must be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:8080")
 	errPublicURL  = errors.New("must be http:// or https:// and a host, without user, path or query, such as https://example.org")
 	errSwitch     = errors.New("must be on or off")
@@ -104,6 +106,14 @@ func sameDatabase(a, b string) bool {
 	}
 	name := func(c *pgxpool.Config) string { return cmp.Or(c.ConnConfig.Database, c.ConnConfig.User) } // as Postgres has it
 	return x.ConnConfig.Host == y.ConnConfig.Host && x.ConnConfig.Port == y.ConnConfig.Port && name(x) == name(y)
+}
+
+func setBrokerURL(c *Config, value string) error {
+	if !strings.Contains(value, "://") {
+		return errBrokerURL
+	}
+	c.BrokerURL = value
+	return nil
 }
 
 func setDataDir(c *Config, value string) error {
@@ -274,7 +284,8 @@ func setApply(c *Config, value string) (err error) {
 }
 
 func setMove(c *Config, value string) error {
-	if !isName(value) {
+	topic, isRelay := strings.CutPrefix(value, "relay:")
+	if !isName(value) && (!isRelay || !isName(strings.ReplaceAll(topic, "_", "-"))) {
 		return errors.New("has to be the name of a consumer, such as welcome-email")
 	}
 	c.Move = value
@@ -349,6 +360,11 @@ const noteBytesMax = 1000
 
 func setPsql(c *Config, value string) (err error) {
 	c.Psql, err = parseBool(value)
+	return err
+}
+
+func setLeaveBroker(c *Config, value string) (err error) {
+	c.LeaveBroker, err = parseBool(value)
 	return err
 }
 

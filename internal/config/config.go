@@ -42,6 +42,10 @@ type Config struct {
 	// PostgresDownload tells whether a private Postgres may be downloaded if there is none on the machine. Default true.
 	PostgresDownload bool
 
+	// BrokerURL says which broker carries events to the consumers; whoever opens it checks it. Default empty: none, consumers
+	// read the application's Postgres.
+	BrokerURL string
+
 	// EmbeddedConsumers tells whether the app runs the consumers too. Default true.
 	EmbeddedConsumers bool
 	// HTTPAddr is what the app listens on, as host:port; port 0 takes a free one. Default "127.0.0.1:8080".
@@ -89,6 +93,8 @@ type Config struct {
 	Payload, Note string
 	// Apply tells whether a move, a rename or what is said of dead events is to be done, not only told. Default false.
 	Apply bool
+	// LeaveBroker asks for the consumers to read the application's Postgres again. Default false.
+	LeaveBroker bool
 	// Psql asks for psql on the database instead of running the app. Default false.
 	Psql bool
 }
@@ -190,6 +196,9 @@ func complete(c Config) (Config, error) {
 	}
 	if err := checkRun(c); err != nil {
 		return Config{}, err
+	}
+	if c.LeaveBroker && (!c.Apply || c.BrokerURL != "") {
+		return Config{}, &Error{Setting: "--leave-broker", Problem: "needs --apply, and no BROKER_URL"}
 	}
 	if c.HTTPAddr == "" {
 		c.HTTPAddr, c.PublicURLGuessed = defaultHTTPAddr, c.PublicURL == ""

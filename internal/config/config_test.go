@@ -63,6 +63,7 @@ func TestEverySettingIsTakenFromVariableAndFlag(t *testing.T) {
 		{"SECRET_KEY", key, func(c Config) any { return string(c.SecretKey) }, key},
 		{"SMTP_URL", "smtps://u:p@h:465", func(c Config) any { return c.SMTPURL }, "smtps://u:p@h:465"},
 		{"MAIL_FROM", "Post Bus <post@example.org>", func(c Config) any { return c.MailFrom }, "Post Bus <post@example.org>"},
+		{"BROKER_URL", "nats://u:p@h:4222,i", func(c Config) any { return c.BrokerURL }, "nats://u:p@h:4222,i"},
 		{"LOG_LEVEL", "TRACE", func(c Config) any { return c.LogLevel }, slog.Level(-8)},
 		{"LOG_FORMAT", "json", func(c Config) any { return c.LogFormat }, "json"},
 	}
@@ -183,8 +184,9 @@ var refusals = []struct {
 	{"jobs, same database", Consumer, nil, []string{
 		"SECRET_KEY=" + key, "DATABASE_URL=postgres://u:" + password + "@h/db", "JOB_QUEUE_DATABASE_URL=postgresql://other:" + password + "@h:5432/db?sslmode=disable",
 	}, "JOB_QUEUE_DATABASE_URL names the same database as DATABASE_URL"},
-	{"broker", App, nil, []string{"BROKER_URL=nats://" + password}, "BROKER_URL is not supported by this version"},
-	{"broker flag", Consumer, []string{"--broker-url=nats://" + password}, nil, "--broker-url is not supported by this version"},
+	{"broker", App, nil, []string{"BROKER_URL=" + password}, "BROKER_URL must look like nats://USER:PASSWORD@HOST:4222"},
+	{"leaving a broker that is set", Consumer, []string{"--leave-broker", "--apply"}, []string{"BROKER_URL=nats://x"}, "--leave-broker needs --apply, and no BROKER_URL"},
+	{"broker flag", Consumer, []string{"--broker-url=" + password}, nil, "--broker-url must look like nats://"},
 	{"ops", Consumer, nil, []string{"OPS_TOKEN=" + password}, "OPS_TOKEN is not supported by this version"},
 
 	{"no key", App, nil, []string{"DATABASE_URL=postgres://u:" + password + "@h/db"}, "SECRET_KEY is required with a DATABASE_URL"},

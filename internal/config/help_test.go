@@ -32,7 +32,7 @@ func TestHelp(t *testing.T) {
 				t.Errorf("help of %s has --%s: %v, want %v", program, s.Flag, got, want)
 			}
 		}
-		if strings.Contains(text, "BROKER_URL") {
+		if strings.Contains(text, "OPS_TOKEN") {
 			t.Error("help shows what is not supported")
 		}
 	}

@@ -71,6 +71,12 @@ func ofDatabase() []Setting {
 			Meaning: "Whether the private Postgres may be downloaded if none is found on this machine.",
 			Default: "on",
 		},
+		{
+			Name: "BROKER_URL", Value: "URL", Group: "Database", programs: both, set: setBrokerURL,
+			Meaning: "The broker that carries events to the consumers, as nats://USER:PASSWORD@HOST:4222,HOST:4222; the same in every " +
+				"program. docs/brokers.md has what may follow behind a question mark.",
+			Default: "none: consumers read the application's Postgres",
+		},
 	}
 }
 
@@ -199,6 +205,11 @@ func ofRun() []Setting {
 			Meaning: "Why, to be kept with a dead event or job.",
 		},
 		{
+			Flag: "leave-broker", Group: "This run", programs: []string{Consumer}, set: setLeaveBroker,
+			Meaning: "Have the consumers read the application's Postgres again, once all has come through the broker, and end. " +
+				"Needs --apply, and all programs that run consumers stopped.",
+		},
+		{
 			Flag: "apply", Group: "This run", programs: []string{Consumer}, set: setApply,
 			Meaning: "Do what --move, --rename or --dead says.",
 		},
@@ -215,7 +226,7 @@ func ofRun() []Setting {
 // not to have it.
 func refused() []Setting {
 	var rows []Setting
-	for _, name := range []string{"BROKER_URL", "OPS_TOKEN"} {
+	for _, name := range []string{"OPS_TOKEN"} {
 		rows = append(rows, Setting{
 			Name: name, Value: "VALUE", refused: true, programs: []string{App, Consumer},
 			set: func(*Config, string) error { return errNotSupported },

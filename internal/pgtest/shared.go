@@ -64,9 +64,17 @@ var server = sync.OnceValues(func() (h host, err error) {
 	return h, nil
 })
 
+// apart is what Apart has said.
+var apart string
+
+// Apart gives this process a server that it shares with no other package: for tests that wait until all transactions of a moment
+// have ended, which those of others could keep them from. It is called in TestMain, before any test; with TEST_DATABASE_URL it
+// has no effect.
+func Apart(name string) { apart = "-" + name }
+
 // startShared takes a share in the shared server. It ends with the process.
 func startShared(ctx context.Context) (*localpg.Server, error) {
-	o := sharedOptions(filepath.Join(tempDir(), "postbus-test-"+strconv.Itoa(os.Geteuid())))
+	o := sharedOptions(filepath.Join(tempDir(), "postbus-test-"+strconv.Itoa(os.Geteuid())+apart))
 	s, err := localpg.Start(ctx, o)
 	if err != nil {
 		return nil, err

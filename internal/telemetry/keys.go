@@ -51,7 +51,8 @@ var allowed = map[string]struct{}{
 	"job_kind":     {}, // name of a kind of job
 	"position":     {}, // of a row in the log
 	"cursor":       {}, // how far a consumer is
-	"partition":    {}, // number
+	"partition":    {}, // number, or a broker's name of it
+	"broker":       {}, // nats
 	"lane":         {}, // number
 	"epoch":        {}, // of a lease
 	"lag":          {}, // how far a consumer is behind

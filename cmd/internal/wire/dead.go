@@ -43,7 +43,7 @@ func (b *Backbone) Dead(ctx context.Context, out io.Writer, c config.Config) err
 		}
 	}
 	what := map[string]postgres.Resolution{"retry": postgres.Retry, "discard": postgres.Discard, "release": postgres.Release}[c.Dead]
-	n, err := b.log.Resolve(ctx, which, what, postgres.Note{By: operator(), Text: c.Note}, payload, !c.Apply)
+	n, err := b.read().Resolve(ctx, which, what, postgres.Note{By: operator(), Text: c.Note}, payload, !c.Apply)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func readPayload(path string) ([]byte, error) {
 }
 
 func (b *Backbone) listDead(ctx context.Context, out io.Writer) error {
-	events, err := b.log.DeadGroups(ctx)
+	events, err := b.read().DeadGroups(ctx)
 	if err != nil {
 		return err
 	}
@@ -184,7 +184,7 @@ func (b *Backbone) showDeadJobs(ctx context.Context, out io.Writer, which job.Se
 }
 
 func (b *Backbone) showDead(ctx context.Context, out io.Writer, which postgres.Dead) error {
-	letters, err := b.log.DeadLetters(ctx, which)
+	letters, err := b.read().DeadLetters(ctx, which)
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,14 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
+	"postbus/internal/bus"
 	"postbus/internal/config"
 	"postbus/internal/job"
+	"postbus/internal/relay"
 )
 
 var errNothingSetUp = errors.New("nothing was set up yet; start the app first")
@@ -42,7 +45,7 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	log, err := postgres.Open(d.pool, postgres.Config{}, logger)
+	rows, err := rowsOf(c, d.pool, all, logger)
 	if err != nil {
 		return err
 	}
@@ -52,22 +55,18 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	_, _ = fmt.Fprintln(table, "CONSUMER\tTOPIC\tWAITING\tOLDEST\tPARKED\tDEAD\tRUNS IN\tTYPES") // errors come up at Flush
-	for _, consumer := range all {
-		status, known, err := log.Status(ctx, postgres.Subscription{Consumer: consumer.Name(), Topic: consumer.Topic()})
-		if isMissing(err) {
+	for _, r := range rows {
+		status, known, err := r.log.Status(ctx, r.Subscription)
+		switch {
+		case isMissing(err) && r.Consumer == crossing.Consumer: // no program has had jobs apart yet
+		case isMissing(err):
 			return errNothingSetUp
-		}
-		if err != nil {
+		case errors.Is(err, postgres.ErrHandedOver):
+			return errNeedsBroker
+		case err != nil:
 			return err
 		}
-		writeRow(table, consumer.Name(), consumer.Topic(), consumer.Types(), status, known, resting(connected, consumer.Name()))
-	}
-	if c.JobsDatabaseURL != "" {
-		status, known, err := log.Status(ctx, crossing)
-		if err != nil && !isMissing(err) {
-			return err
-		}
-		writeRow(table, crossing.Consumer, crossing.Topic, nil, status, known, resting(connected, crossing.Consumer))
+		writeRow(table, r, status, known, resting(connected, r.Consumer))
 	}
 	err = listQueues(ctx, c, d, table, connected, logger)
 	if failure := table.Flush(); failure != nil { // also what there is without the jobs' database
@@ -119,7 +118,46 @@ func isMissing(err error) bool {
 	return errors.As(err, &pg) && pg.Code == stateUndefinedTable
 }
 
-func writeRow(table io.Writer, name, topic string, types []string, status postgres.Status, known bool, resting []string) {
+// listed is a line of the list.
+type listed struct {
+	postgres.Subscription
+	log   *postgres.Log
+	types string
+}
+
+// rowsOf are the lines of the consumers, and with a broker those of what is on its way there.
+func rowsOf(c config.Config, pool *pgxpool.Pool, consumers []*bus.Consumer, logger *slog.Logger) ([]listed, error) {
+	published, err := postgres.Open(pool, postgres.Config{}, logger)
+	if err != nil {
+		return nil, err
+	}
+	read := published
+	if c.BrokerURL != "" {
+		if read, err = postgres.Open(pool, postgres.Config{Schema: inboundSchema}, logger); err != nil {
+			return nil, err
+		}
+	}
+	var rows []listed
+	for i, s := range subscriptions(consumers) {
+		rows = append(rows, listed{Subscription: s, log: read, types: strings.Join(consumers[i].Types(), ", ")})
+	}
+	if c.JobsDatabaseURL != "" {
+		rows = append(rows, listed{Subscription: crossing, log: published})
+	}
+	if c.BrokerURL == "" {
+		return rows, nil
+	}
+	types, err := catalogue()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range relay.Subscriptions(types.Topics()) {
+		rows = append(rows, listed{Subscription: s, log: published, types: "all, to the broker"})
+	}
+	return rows, nil
+}
+
+func writeRow(table io.Writer, r listed, status postgres.Status, known bool, resting []string) {
 	count, oldest := "new", "-"
 	if known {
 		count = waiting(status)
@@ -128,7 +166,7 @@ func writeRow(table io.Writer, name, topic string, types []string, status postgr
 		oldest = status.Oldest.Round(time.Second).String()
 	}
 	_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
-		name, topic, count, oldest, status.Parked, status.Dead, whereRuns(status.Owners, resting), strings.Join(types, ", "))
+		r.Consumer, r.Topic, count, oldest, status.Parked, status.Dead, whereRuns(status.Owners, resting), r.types)
 }
 
 // writeQueue prints a queue's row. Which kinds of jobs are in it is up to who enqueues them.

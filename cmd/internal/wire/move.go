@@ -9,17 +9,23 @@ import (
 
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
+	"postbus/internal/relay"
 )
 
 // Move puts a consumer at a place in its topic, which is "now", "beginning", a time of RFC 3339 or a position, or says what
 // that would do.
 func (b *Backbone) Move(ctx context.Context, out io.Writer, name, to string, apply bool) error {
-	consumer, err := consumerOf(b.consumers, name)
-	if err != nil {
-		return err
+	log, subscription := b.log, postgres.Subscription{Consumer: name}
+	if topic, ok := relay.IsRelay(name); ok && b.broker != nil {
+		subscription.Topic = topic
+	} else {
+		consumer, err := consumerOf(b.consumers, name)
+		if err != nil {
+			return err
+		}
+		log, subscription = b.read(), subscriptions([]*bus.Consumer{consumer})[0]
 	}
-	subscription := subscriptions([]*bus.Consumer{consumer})[0]
-	m, err := b.log.Move(ctx, subscription, spot(to), !apply)
+	m, err := log.Move(ctx, subscription, spot(to), !apply)
 	if err != nil {
 		return err
 	}
@@ -43,7 +49,7 @@ func (b *Backbone) Rename(ctx context.Context, out io.Writer, from, to string) e
 	if _, err := consumerOf(b.consumers, to); err != nil {
 		return err
 	}
-	if err := b.log.Rename(ctx, from, to); err != nil {
+	if err := b.read().Rename(ctx, from, to); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintf(out, "%s stands where %s stood\n", to, from); err != nil {

@@ -75,13 +75,15 @@ func dataDirs(c config.Config) []string {
 // load reads the settings and checks what they leave to others to check, before anything is made.
 func load(program string) (config.Config, error) {
 	c, err := config.LoadOS(program, os.Stdout)
-	if err != nil || c.SMTPURL == "" {
+	if err != nil {
 		return c, err
 	}
-	if _, err := mail.ParseURL(c.SMTPURL); err != nil {
-		return c, &config.Error{Setting: "SMTP_URL", Problem: "is refused: " + err.Error()}
+	if c.SMTPURL != "" {
+		if _, err := mail.ParseURL(c.SMTPURL); err != nil {
+			return c, &config.Error{Setting: "SMTP_URL", Problem: "is refused: " + err.Error()}
+		}
 	}
-	return c, nil
+	return c, checkBroker(c)
 }
 
 // stopping says what the first signal does, and what a second one would.

@@ -72,7 +72,7 @@ func CheckNames(c config.Config) error {
 		return err
 	}
 	for _, name := range []string{c.Move, c.RenameTo, c.WhichConsumer} {
-		if name == "" {
+		if name == "" || isOwnRelay(c, name) {
 			continue
 		}
 		if _, err := consumerOf(all, name); err != nil {

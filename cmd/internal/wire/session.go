@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/config"
+	"postbus/internal/relay"
 )
 
 const (
@@ -40,7 +41,7 @@ func sessionName(c config.Config) string {
 // runs names the consumers that the program runs, with commas between them.
 func runs(c config.Config) string {
 	switch {
-	case c.Psql, c.List, c.Dead != "", c.Move != "", c.RenameFrom != "":
+	case c.Psql, c.List, c.LeaveBroker, c.Dead != "", c.Move != "", c.RenameFrom != "":
 		return runsNone
 	case c.Program == config.App && !c.EmbeddedConsumers:
 		return runsNone
@@ -69,7 +70,9 @@ func sessions(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
 func resting(sessions []string, consumer string) (processes []string) {
 	for _, name := range sessions {
 		words := strings.SplitN(name, " ", 4) // postbus, program, consumers, process
-		if len(words) == 4 && (words[2] == runsAll || slices.Contains(strings.Split(words[2], ","), consumer)) {
+		_, isRelay := relay.IsRelay(consumer) // which every program that runs consumers runs
+		if len(words) == 4 && (words[2] == runsAll || isRelay && words[2] != runsNone ||
+			slices.Contains(strings.Split(words[2], ","), consumer)) {
 			processes = append(processes, words[3])
 		}
 	}

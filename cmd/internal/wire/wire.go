@@ -35,6 +35,7 @@ type Backbone struct {
 	logger    *slog.Logger
 	database  *database
 	log       *postgres.Log
+	broker    *brokerage // nil without a BROKER_URL
 	codec     *bus.Codec
 	consumers []*bus.Consumer
 	ledger    *mail.Ledger
@@ -129,6 +130,9 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if b.log, err = postgres.Open(pool, postgres.Config{}, b.logger); err != nil {
 		return err
 	}
+	if b.broker, err = b.openBroker(ctx, c, types.Topics()); err != nil {
+		return err
+	}
 	after := bus.New(b.logger)
 	if err := inProcess(after, b.logger); err != nil {
 		return err
@@ -137,7 +141,7 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if err != nil {
 		return err
 	}
-	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(jobs)
+	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(jobs).WithInbox(b.read())
 	if b.Accounts, err = account.New(work, pool, tokens); err != nil {
 		return err
 	}
@@ -156,9 +160,8 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if b.consumers, err = consumers(b.Accounts); err != nil {
 		return err
 	}
-	topics, readers := b.withCrossing(types.Topics(), subscriptions(b.consumers))
-	if err := b.log.Provision(ctx, topics, readers); err != nil {
-		return b.database.explainSetUp(postgres.DefaultSchema, err)
+	if err := b.provision(ctx, types.Topics()); err != nil {
+		return err
 	}
 	return b.noteLeftBehind(ctx)
 }
@@ -184,12 +187,13 @@ func (b *Backbone) buildJobs(notifier *account.Notifier) (err error) {
 	return err
 }
 
-// Close gives up the databases. Nothing may be running.
+// Close gives up broker and databases. Nothing may be running.
 func (b *Backbone) Close() error {
+	err := b.broker.close()
 	if b.jobsApart != nil {
-		return errors.Join(b.jobsApart.close(), b.database.close())
+		err = errors.Join(err, b.jobsApart.close())
 	}
-	return b.database.close()
+	return errors.Join(err, b.database.close())
 }
 
 // Ready reports whether the database answers.
@@ -201,7 +205,7 @@ func (b *Backbone) Postgres() string { return b.database.describe() }
 // Consume runs what was selected until ctx ends, and lets what is being handled finish. With queues of jobs it also makes the
 // jobs of the schedules.
 func (b *Backbone) Consume(ctx context.Context, s Selection) error {
-	router, err := bus.NewRouter(b.codec, b.log, b.logger, telemetry.NewWatermill(b.logger))
+	router, err := bus.NewRouter(b.codec, b.read(), b.logger, telemetry.NewWatermill(b.logger))
 	if err != nil {
 		return err
 	}
@@ -218,10 +222,11 @@ func (b *Backbone) Consume(ctx context.Context, s Selection) error {
 			return err
 		}
 	}
-	if len(s.queues) == 0 {
-		return router.Run(ctx)
+	parts := append([]func(context.Context) error{router.Run}, b.broker.parts()...)
+	if len(s.queues) > 0 {
+		parts = append(parts, b.scheduler.Run, b.cross)
 	}
-	return Together(ctx, router.Run, b.scheduler.Run, b.cross)
+	return Together(ctx, parts...)
 }
 
 // Supervise keeps a private Postgres running, and the log, the work table and the mail ledger in shape, until ctx ends.
@@ -229,6 +234,7 @@ func (b *Backbone) Supervise(ctx context.Context) {
 	_ = Together(ctx, // neither part has an error
 		func(ctx context.Context) error { b.database.supervise(ctx, b.logger); return nil },
 		func(ctx context.Context) error { b.log.Maintain(ctx); return nil },
+		func(ctx context.Context) error { b.broker.maintain(ctx); return nil },
 		b.jobs.Maintain,
 		b.keepJobsApart,
 		b.ledger.Maintain,

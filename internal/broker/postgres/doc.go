@@ -47,5 +47,11 @@
 // its owner does with it, pace.go what happens when everything fails, dead.go what operators do. One that is refused
 // without a word comes again in place.
 //
+// # Another broker
+//
+// A log may be the beginning of a way over another broker, its end, or the broker. arrivals.go has how events come in at the
+// end, once and in order; handover.go how consumers change from one log to the other; feed.go how a topic is read by who
+// keeps his place elsewhere.
+//
 // No transaction is open while a handler runs.
 package postgres

@@ -8,8 +8,12 @@ var (
 	// ErrTopicChanged is returned when a consumer's name is known with another topic. A consumer's name is a durable
 	// identity; one that reads another topic needs another name.
 	ErrTopicChanged = errors.New("consumer is known with another topic")
+	// ErrHandedOver is returned for a consumer that reads from another broker (HandOver).
+	ErrHandedOver = errors.New("consumer reads from another broker")
 	// ErrUnknownConsumer is returned for a consumer that was never provisioned.
 	ErrUnknownConsumer = errors.New("consumer is not known")
+	// ErrIntakeTaken is returned when another process stores what arrives from a broker.
+	ErrIntakeTaken = errors.New("another process stores what arrives")
 	// ErrClosed is returned by a subscriber that was closed.
 	ErrClosed = errors.New("subscriber is closed")
 

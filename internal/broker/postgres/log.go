@@ -131,7 +131,7 @@ const provisionLock = 0x706f737462757310 // "postbus", 16
 // Provision makes what is missing: a table for each topic, a place for each consumer. A consumer that was not known
 // starts where its subscription says, so every process names all of the application's consumers, also those it does not
 // run. A log that was restored from another cluster is made readable here. Provision may be called by many
-// processes at once. It returns ErrTopicName and ErrTopicChanged.
+// processes at once. It returns ErrTopicName, ErrTopicChanged and ErrHandedOver.
 func (l *Log) Provision(ctx context.Context, topics []string, subscriptions []Subscription) error {
 	for _, topic := range topics {
 		if !topicPattern.MatchString(topic) {
@@ -208,22 +208,31 @@ func (l *Log) provisionConsumer(ctx context.Context, tx pgx.Tx, s Subscription) 
 		if err != nil {
 			return false, err
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO `+l.table("consumer_shares")+`
-			(consumer, share, snapshot, floor, fence, window_end, position)
-			SELECT $1, share, $3::text::pg_snapshot, $4, $7::text::xid8, $5::text::pg_snapshot, $6
-			FROM generate_series(0, $2::int - 1) AS share`,
-			s.Consumer, shareCount, p.snapshot, p.floor, nullable(p.windowEnd), p.position, p.fence)
-		return true, err
+		return true, l.makeShares(ctx, tx, s.Consumer, p)
 	}
 	var topic string
-	err = tx.QueryRow(ctx, `SELECT topic FROM `+l.table("consumers")+` WHERE consumer = $1`, s.Consumer).Scan(&topic)
-	if err != nil {
+	var handedOver bool
+	err = tx.QueryRow(ctx, `SELECT topic, handed_over IS NOT NULL FROM `+l.table("consumers")+` WHERE consumer = $1`,
+		s.Consumer).Scan(&topic, &handedOver)
+	switch {
+	case err != nil:
 		return false, err
-	}
-	if topic != s.Topic {
+	case topic != s.Topic:
 		return false, fmt.Errorf("%w: %s reads %s, not %s", ErrTopicChanged, s.Consumer, topic, s.Topic)
+	case handedOver:
+		return false, fmt.Errorf("%w: %s", ErrHandedOver, s.Consumer)
 	}
 	return false, nil
+}
+
+// makeShares puts all shares of a consumer at one place.
+func (l *Log) makeShares(ctx context.Context, tx pgx.Tx, consumer string, p place) error {
+	_, err := tx.Exec(ctx, `INSERT INTO `+l.table("consumer_shares")+`
+		(consumer, share, snapshot, floor, fence, window_end, position)
+		SELECT $1, share, $3::text::pg_snapshot, $4, $7::text::xid8, $5::text::pg_snapshot, $6
+		FROM generate_series(0, $2::int - 1) AS share`,
+		consumer, shareCount, p.snapshot, p.floor, nullable(p.windowEnd), p.position, p.fence)
+	return err
 }
 
 // change runs fn in a transaction whose statements each see what others have committed before, whatever the database's

@@ -88,6 +88,9 @@ func (l *Log) Move(ctx context.Context, s Subscription, to Spot, dryRun bool) (m
 		if err != nil {
 			return err
 		}
+		if p, err = l.notBefore(ctx, tx, s.Consumer, p); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumer_shares")+`
 			SET snapshot = $2::text::pg_snapshot, floor = $3, fence = $6::text::xid8, window_end = $4::text::pg_snapshot,
 				position = $5, ahead = '{}', epoch = epoch + 1, owner = NULL, lease_until = NULL, moved_at = clock_timestamp()

@@ -84,6 +84,9 @@ func (l *Log) maintain(ctx context.Context) error {
 	if _, err := l.sweepInbox(ctx); err != nil {
 		problems = append(problems, err)
 	}
+	if _, err := l.sweepArrivals(ctx); err != nil {
+		problems = append(problems, err)
+	}
 	if err := l.sweepResolved(ctx); err != nil {
 		problems = append(problems, err)
 	}

@@ -25,7 +25,8 @@ type Status struct {
 	Oldest time.Duration
 }
 
-// Status tells where a consumer stands. It reports false for one that was never provisioned.
+// Status tells where a consumer stands. It reports false for one that was never provisioned, and returns ErrHandedOver for one
+// that reads from a broker.
 func (l *Log) Status(ctx context.Context, s Subscription) (status Status, known bool, err error) {
 	return l.status(ctx, l.pool, s, waitingMax)
 }
@@ -41,6 +42,20 @@ type rowQuerier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// handedOver returns ErrHandedOver if that is why a consumer has no shares.
+func (l *Log) handedOver(ctx context.Context, db rowQuerier, consumer string) error {
+	var over bool
+	err := db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+l.table("consumers")+` WHERE consumer = $1 AND handed_over IS NOT NULL)`,
+		consumer).Scan(&over)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read status of %s: %w", consumer, err)
+	case over:
+		return fmt.Errorf("%w: %s", ErrHandedOver, consumer)
+	}
+	return nil
+}
+
 func (l *Log) status(ctx context.Context, db rowQuerier, s Subscription, most int) (status Status, known bool, err error) {
 	shares := 0
 	err = db.QueryRow(ctx, `SELECT coalesce(sum(n), 0)::int, coalesce(jsonb_object_agg(owner, n) FILTER (WHERE owner <> ''), '{}')
@@ -51,7 +66,7 @@ func (l *Log) status(ctx context.Context, db rowQuerier, s Subscription, most in
 		return status, false, fmt.Errorf("read status of %s: %w", s.Consumer, err)
 	}
 	if shares == 0 {
-		return status, false, nil
+		return status, false, l.handedOver(ctx, db, s.Consumer)
 	}
 	// What waits is what no share's place covers. The bounds on top keep the look-up off what all of them have passed.
 	var age float64

@@ -1,0 +1,45 @@
+package wire
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"postbus/internal/broker"
+	"postbus/internal/config"
+)
+
+// TestBrokersAreDocumented compares docs/brokers.md with what the brokers declare.
+func TestBrokersAreDocumented(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../../docs/brokers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := broker.Table(kinds()...); !strings.Contains(string(text), "-->\n"+want+"<!-- end -->") {
+		t.Errorf("the table in docs/brokers.md is not what the brokers declare, which is:\n%s", want)
+	}
+}
+
+func TestBrokerURLs(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]string{
+		"":                          "",
+		"nats://one:4222,two":       "",
+		"memory://?volatile=yes":    "",
+		"memory://":                 "BROKER_URL is for tests",
+		"kafka://localhost":         "BROKER_URL must begin with nats:// or postgres:// or memory://",
+		"postgres://u:p@h/db":       "",
+		"postgres://h/db?sslmode=x": "BROKER_URL must look like postgres://",
+		"nats://":                   "BROKER_URL must name one HOST:PORT",
+		"nats://one?replicas=many":  "BROKER_URL has a parameter replicas that is not 1 to 5",
+		"nats://one?tls=maybe":      "BROKER_URL has a parameter tls that is none of its values",
+		"nats://one?prefix=Shop":    "BROKER_URL has a prefix",
+		"nats://u:secr/et@one":      "BROKER_URL must look like",
+	} {
+		err := checkBroker(config.Config{BrokerURL: url})
+		if (err == nil) != (want == "") || err != nil && (!strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "secr")) {
+			t.Errorf("%q: %v, want %q", url, err, want)
+		}
+	}
+}

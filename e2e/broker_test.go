@@ -1,0 +1,107 @@
+package e2e_test
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"postbus/internal/natstest"
+)
+
+// TestBrokerByOneSetting: a sign-up's mails come over NATS, with the broker away at first, and the programs say what there is to
+// say. The consumers go back when they are told to, not by themselves.
+func TestBrokerByOneSetting(t *testing.T) {
+	parallel(t)
+	server := natstest.Start(t)
+	server.Kill()
+	s := newSite(t)
+	s.env["BROKER_URL"] = server.URL()
+	web := s.startApp(nil)
+	if said := web.out.String(); !strings.Contains(said, "the broker at "+server.URL()+" does not answer yet; events wait for it in Postgres") {
+		t.Errorf("the app says\n%s", said)
+	}
+	s.signUp(anna)
+	list := s.start(consumer, nil, "--list")
+	list.exits(0)
+	if got := list.out.String(); !regexp.MustCompile(`relay:user +user +[1-9]`).MatchString(got) {
+		t.Errorf("with the broker away --list says\n%s", got)
+	}
+	server.Start()
+	s.confirm(s.office.await(anna, verification).link)
+	s.office.await(anna, welcome)
+	until(t, "--list says that nothing waits", func() bool {
+		list := s.start(consumer, nil, "--list")
+		list.exits(0)
+		return regexp.MustCompile(`(?m)^relay:user +user +0 +- +0 +0 +\S+/\d+\S* .*all, to the broker$`).MatchString(list.out.String())
+	})
+	until(t, "everything is noted", func() bool {
+		return s.texts(`select count(*)::text from postbus_inbound.topic_user`)[0] == s.texts(`select count(*)::text from postbus.topic_user`)[0]
+	})
+	web.stop(os.Interrupt)
+
+	delete(s.env, "BROKER_URL")
+	refused := s.start(app, nil)
+	refused.says(&refused.err, "the consumers of this database read from a broker; set BROKER_URL as it was")
+	refused.exits(1)
+	unlisted := s.start(consumer, nil, "--list")
+	unlisted.says(&unlisted.err, "the consumers of this database read from a broker")
+	unlisted.exits(1)
+	left := s.start(consumer, nil, "--leave-broker", "--apply")
+	left.says(&left.out, "the consumers read the application's Postgres")
+	left.exits(0)
+	s.startApp(nil)
+	s.signUp(bert)
+	s.office.await(bert, verification)
+	if n := len(s.office.of("", "")); n != 3 {
+		t.Errorf("%d letters, want 3", n)
+	}
+}
+
+// TestBrokerTakesOver: consumers that have handled everything are handed over to a broker; while they have something left the
+// program says so.
+func TestBrokerTakesOver(t *testing.T) {
+	parallel(t)
+	server := natstest.Start(t)
+	s := newSite(t)
+	web := s.startApp(settings{"CONSUMERS": "none"})
+	s.signUp(anna)
+	early := s.start(consumer, settings{"BROKER_URL": server.URL()})
+	early.says(&early.err, "consumer verification-email has events to handle, ")
+	early.exits(1)
+
+	before := s.startConsumer()
+	link := s.office.await(anna, verification).link
+	s.wantNothingWaiting()
+	before.stop(os.Interrupt)
+	s.confirm(link) // between the two: nobody reads
+	s.signUp(bert)
+
+	late := s.start(consumer, settings{"BROKER_URL": server.URL()})
+	late.says(&late.err, " has events to handle, ")
+	late.exits(1)
+	again := s.startConsumer()
+	s.office.await(anna, welcome)
+	link = s.office.await(bert, verification).link
+	s.wantNothingWaiting()
+	again.stop(os.Interrupt)
+
+	s.env["BROKER_URL"] = server.URL()
+	s.startConsumer()
+	s.confirm(link)
+	s.office.await(bert, welcome)
+	web.stop(os.Interrupt)
+	if n := len(s.office.of("", "")); n != 4 {
+		t.Errorf("%d letters, want 4", n)
+	}
+}
+
+// wantNothingWaiting waits until both consumers have handled everything.
+func (s *site) wantNothingWaiting() {
+	s.t.Helper()
+	until(s.t, "nothing waits", func() bool {
+		list := s.start(consumer, nil, "--list")
+		list.exits(0)
+		return len(regexp.MustCompile(`user +0 +-`).FindAllString(list.out.String(), -1)) == 2
+	})
+}

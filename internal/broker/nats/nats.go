@@ -1,0 +1,264 @@
+package nats
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"postbus/internal/broker"
+)
+
+const (
+	scheme          = "nats"
+	duplicateWindow = 2 * time.Minute
+	requestTimeout  = 5 * time.Second
+	reconnectWait   = 250 * time.Millisecond
+	pingInterval    = 5 * time.Second // two that are not answered, and the connection counts as lost
+)
+
+// settings are the parameters of the URL.
+type settings struct {
+	address     broker.Address
+	prefix      string        // begins the names of streams and subjects
+	verify      bool          // somebody else makes the streams
+	replicas    int           // 0: three in a cluster, one on a server alone
+	retention   time.Duration // 0: nothing goes
+	skipGap     bool
+	secure      bool
+	ca          string
+	certificate string
+	key         string
+	credentials string
+}
+
+var prefixPattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+
+// Kind is nats://, JetStream.
+func Kind() broker.Kind {
+	return broker.Kind{
+		Scheme: scheme, Name: "NATS JetStream",
+		Capabilities: broker.Capabilities{
+			Crash: true,
+			Loss: "two of three servers lose their disks; of a server alone: its machine fails within two minutes, " +
+				"unless it has `sync_interval: always`",
+			Repeats: duplicateWindow, Replay: true, Age: true,
+		},
+		Check: func(a broker.Address) error { _, err := read(a); return err },
+		Open:  func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
+	}
+}
+
+func read(a broker.Address) (s settings, err error) {
+	if len(a.Hosts) == 0 || a.Path != "" {
+		return s, &broker.URLError{Problem: "must name one HOST:PORT of NATS or several, and no path"}
+	}
+	if err := a.Known("prefix", "provision", "replicas", "retention", "gap", "tls", "ca", "cert", "key",
+		"credentials", "password_file"); err != nil {
+		return s, err
+	}
+	s = settings{address: a, prefix: a.Parameter("prefix", "postbus"), ca: a.Parameter("ca", ""),
+		certificate: a.Parameter("cert", ""), key: a.Parameter("key", ""), credentials: a.Parameter("credentials", "")}
+	if !prefixPattern.MatchString(s.prefix) {
+		return s, &broker.URLError{Problem: "has a prefix that is not of small letters, digits and _"}
+	}
+	if (s.certificate == "") != (s.key == "") {
+		return s, &broker.URLError{Problem: "needs cert and key, or neither"}
+	}
+	err = errors.Join(
+		choose(a, "provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify),
+		choose(a, "gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap),
+		choose(a, "tls", map[bool]string{true: "off", false: "on"}[a.Local()], map[string]bool{"on": true, "off": false}, &s.secure))
+	if err != nil {
+		return s, err
+	}
+	if !s.secure && s.ca+s.certificate != "" {
+		return s, &broker.URLError{Problem: "has a certificate for a connection without TLS; say tls=on"}
+	}
+	err = s.readNumbers()
+	return s, err
+}
+
+// choose reads a parameter that has two values.
+func choose(a broker.Address, name, otherwise string, values map[string]bool, into *bool) error {
+	value, ok := values[a.Parameter(name, otherwise)]
+	if !ok {
+		return &broker.URLError{Problem: "has a parameter " + name + " that is none of its values"}
+	}
+	*into = value
+	return nil
+}
+
+func (s *settings) readNumbers() (err error) {
+	a := s.address
+	if s.replicas, err = strconv.Atoi(a.Parameter("replicas", "0")); err != nil || s.replicas < 0 || s.replicas > 5 {
+		return &broker.URLError{Problem: "has a parameter replicas that is not 1 to 5"}
+	}
+	if s.retention, err = time.ParseDuration(a.Parameter("retention", "0s")); err != nil || s.retention < 0 {
+		return &broker.URLError{Problem: "has a parameter retention that is no time such as 720h"}
+	}
+	return nil
+}
+
+// Broker is JetStream.
+type Broker struct {
+	settings
+	conn   *nats.Conn
+	js     jetstream.JetStream
+	logger *slog.Logger
+
+	mu         sync.Mutex
+	why        error           // there is no connection
+	session    context.Context //nolint:containedctx // ends when the connection is lost: what was sent on it gets no answer
+	endSession context.CancelFunc
+}
+
+// Open returns the broker. It does not wait for a server: whatever is asked of it before there is one fails, and is to be
+// tried again. It returns an error for files that cannot be read.
+func Open(a broker.Address, logger *slog.Logger) (*Broker, error) {
+	s, err := read(a)
+	if err != nil {
+		return nil, err
+	}
+	b := &Broker{settings: s, logger: logger.With(slog.String("broker", scheme))}
+	b.session, b.endSession = context.WithCancel(context.Background())
+	options, err := b.options()
+	if err != nil {
+		return nil, fmt.Errorf("open NATS: %w", err)
+	}
+	urls := make([]string, len(a.Hosts))
+	for i, host := range a.Hosts {
+		urls[i] = scheme + "://" + host
+	}
+	if b.conn, err = nats.Connect(strings.Join(urls, ","), options...); err != nil {
+		return nil, fmt.Errorf("open NATS: %w", err)
+	}
+	if b.js, err = jetstream.New(b.conn, jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
+		b.conn.Close()
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	return b, nil
+}
+
+func (b *Broker) options() ([]nats.Option, error) {
+	options := []nats.Option{
+		nats.Name("postbus"),
+		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait),
+		// What cannot be sent now fails now; whoever sends has it in the log.
+		nats.ReconnectBufSize(-1),
+		// A password that is wrong now may be changed at the server.
+		nats.IgnoreAuthErrorAbort(),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(2),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			b.newSession()
+			if err != nil {
+				b.logger.Warn("connection to the broker was lost", slog.Any("error", err))
+			}
+		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { b.notConnected(err) }),
+		nats.ReconnectHandler(func(*nats.Conn) { b.logger.Info("connected to the broker again") }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			b.logger.Warn("the broker complains", slog.Any("error", err))
+		}),
+	}
+	password, err := b.address.Password()
+	if err != nil {
+		return nil, err
+	}
+	if b.address.User != "" {
+		options = append(options, nats.UserInfo(b.address.User, password))
+	}
+	for _, name := range []string{b.credentials, b.ca, b.certificate, b.key} {
+		if name == "" {
+			continue
+		}
+		if _, err := os.ReadFile(name); err != nil { //nolint:gosec // the operator names it
+			return nil, fmt.Errorf("read a file that the URL names: %w", errors.Unwrap(err))
+		}
+	}
+	if b.credentials != "" {
+		options = append(options, nats.UserCredentials(b.credentials))
+	}
+	if b.secure {
+		options = append(options, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
+	}
+	if b.ca != "" {
+		options = append(options, nats.RootCAs(b.ca))
+	}
+	if b.certificate != "" {
+		options = append(options, nats.ClientCert(b.certificate, b.key))
+	}
+	return options, nil
+}
+
+// newSession has those who wait for an answer on a connection that was lost try again.
+func (b *Broker) newSession() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endSession()
+	b.session, b.endSession = context.WithCancel(context.Background())
+}
+
+func (b *Broker) sessionContext() context.Context {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.session
+}
+
+func (b *Broker) notConnected(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.why = err
+}
+
+// Close gives up the connection.
+func (b *Broker) Close() error {
+	b.conn.Close()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endSession()
+	return nil
+}
+
+// Publisher implements broker.Broker.
+func (b *Broker) Publisher() message.Publisher { return publisher{b} }
+
+// publisher sends a message and waits for the server to have it. Many goroutines make a pipeline.
+type publisher struct{ *Broker }
+
+// Publish implements message.Publisher.
+func (p publisher) Publish(topic string, messages ...*message.Message) error {
+	for _, m := range messages {
+		if err := p.publish(topic, m); err != nil {
+			return fmt.Errorf("publish to stream %s: %w", p.stream(topic), err)
+		}
+	}
+	return nil
+}
+
+func (p publisher) publish(topic string, m *message.Message) error {
+	ctx, cancel := context.WithTimeout(m.Context(), requestTimeout)
+	defer cancel()
+	defer context.AfterFunc(p.sessionContext(), cancel)()
+	ack, err := p.js.PublishMsg(ctx, toNATS(p.subject(topic, m), m), jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return err
+	}
+	if ack.Stream != p.stream(topic) {
+		return fmt.Errorf("it was stored in stream %q, which takes this stream's subjects", ack.Stream)
+	}
+	return nil
+}
+
+func (b *Broker) stream(topic string) string { return b.prefix + "-" + topic }

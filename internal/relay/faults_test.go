@@ -1,0 +1,224 @@
+package relay_test
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"postbus/internal/natstest"
+	"postbus/internal/pgtest"
+)
+
+// outage is for how long the tests leave a broker unreachable: BROKER_OUTAGE says, as CI does.
+func outage(t *testing.T) time.Duration {
+	t.Helper()
+	d, err := time.ParseDuration(os.Getenv("BROKER_OUTAGE"))
+	if err != nil {
+		return 2 * time.Second
+	}
+	return d
+}
+
+func stream(t *testing.T, url string) jetstream.Stream {
+	t.Helper()
+	conn, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.Stream(t.Context(), "postbus-"+topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestEventsTakeTheWayOverNATS: commit, relay, broker, arrival, handler, each event once and in order.
+func TestEventsTakeTheWayOverNATS(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	w := newWay(t)
+	c := w.start(server.URL(), 0)
+	w.write(50)
+	w.verify()
+	c.stop()
+}
+
+// TestSecondPostgresIsKilled while it carries events, is away while others commit, and comes back.
+func TestSecondPostgresIsKilled(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Own(t)
+	w := newWay(t)
+	c := w.start(server.URL(), 0)
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		w.write(40)
+	}()
+	w.awaitEffects(20) // in the middle of it
+	server.Kill()
+	<-written // commits need no broker
+	w.write(10)
+	server.Start()
+	w.verify()
+	c.stop()
+}
+
+// TestBrokerIsKilled while events are on their way, is away while others commit, and comes back with what it has stored.
+func TestBrokerIsKilled(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	w := newWay(t)
+	c := w.start(server.URL(), 0)
+	for round := range 3 {
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			w.write(40)
+		}()
+		w.awaitEffects(w.effects() + 10*(round+1)) // in the middle of it
+		server.Kill()
+		<-written // commits need no broker
+		server.Start()
+	}
+	w.verify()
+	c.stop()
+}
+
+// TestBrokerIsUnreachable for a while: commits go on, a process may stop and another start, and what has waited goes out when
+// it is reached again.
+func TestBrokerIsUnreachable(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	proxy := natstest.NewProxy(t, server.Addr())
+	w := newWay(t)
+	c := w.start("nats://"+proxy.Addr(), 0)
+	w.write(10)
+	w.awaitEffects(w.total())
+	before := w.slowestCommit()
+	proxy.Cut()
+	w.writeFor(outage(t))
+	c.stop()
+	c = w.start("nats://"+proxy.Addr(), 0)
+	w.write(5)
+	t.Logf("the slowest of %d commits took %s with the broker, and %s without", w.total(), before, w.slowestCommit())
+	if got, sent := w.effects(), w.total(); got == sent {
+		t.Error("the broker was reached although the way was cut")
+	}
+	proxy.Mend()
+	w.verify()
+	c.stop()
+}
+
+// TestBrokerHangs: it keeps its connections and answers nothing, for longer than the relay waits for an answer.
+func TestBrokerHangs(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	w := newWay(t)
+	c := w.start(server.URL(), 0)
+	w.write(10)
+	w.awaitEffects(w.total())
+	server.Signal(syscall.SIGSTOP)
+	w.writeFor(outage(t) + 5*time.Second)
+	server.Signal(syscall.SIGCONT)
+	w.verify()
+	c.stop()
+}
+
+// TestRelayDiesBetweenAckAndNote, again and again, and comes back when the broker has forgotten the message ids: events are
+// published twice, and have one effect.
+func TestRelayDiesBetweenAckAndNote(t *testing.T) {
+	t.Parallel()
+	const window = 100 * time.Millisecond // the least that a server takes
+	server := natstest.Start(t)
+	conn, err := nats.Connect(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "postbus-" + topic, Subjects: []string{"postbus." + topic + ".*"}, Duplicates: window,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := server.URL() + "?provision=verify"
+	w := newWay(t)
+	w.write(20)
+	for _, after := range []int64{1, 7, 30} {
+		w.start(url, after).dies()
+		<-time.After(3 * window) // the fault is that the broker has forgotten
+		w.expire()
+		w.write(2)
+	}
+	c := w.start(url, 0)
+	w.verify()
+	info, err := s.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if int(info.State.Msgs) <= w.total() {
+		t.Errorf("the broker has %d messages of %d events: none was published twice", info.State.Msgs, w.total())
+	}
+	c.stop()
+}
+
+// TestProcessesShareTheWay: one is killed, one stops in good order, one comes, and the others go on.
+func TestProcessesShareTheWay(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	w := newWay(t)
+	killed, stopped, stays := w.start(server.URL(), 0), w.start(server.URL(), 0), w.start(server.URL(), 0)
+	w.write(30)
+	killed.kill()
+	w.write(30)
+	stopped.stop()
+	late := w.start(server.URL(), 0)
+	w.write(30)
+	w.verify()
+	late.stop()
+	stays.stop()
+}
+
+// TestNodeIsLostWhilePublishing: of three servers with three replicas any one may go.
+func TestNodeIsLostWhilePublishing(t *testing.T) {
+	t.Parallel()
+	servers := natstest.Cluster(t, 3)
+	hosts := make([]string, len(servers))
+	for i, s := range servers {
+		hosts[i] = s.Addr()
+	}
+	url := "nats://" + strings.Join(hosts, ",")
+	w := newWay(t)
+	c := w.start(url, 0)
+	w.write(10)
+	w.awaitEffects(w.total())
+	leader := stream(t, strings.Join(hosts, ",")).CachedInfo().Cluster.Leader
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		w.write(60)
+	}()
+	w.awaitEffects(w.effects() + 20) // in the middle of it
+	for _, s := range servers {
+		if s.Name() == leader {
+			s.Kill()
+		}
+	}
+	<-written
+	w.verify()
+	c.stop()
+}
