@@ -163,7 +163,7 @@ func TestWorkIsOverAfterDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, execErr := kept.DB().Exec(t.Context(), `select 1`)
-	_, queryErr := kept.DB().Query(t.Context(), `select 1`) //nolint:gocritic // there are no rows
+	_, queryErr := kept.DB().Query(t.Context(), `select 1`) //nolint:gocritic,sqlclosecheck // there are no rows
 	for _, err := range []error{execErr, queryErr, kept.DB().QueryRow(t.Context(), `select 1`).Scan(new(int))} {
 		if !errors.Is(err, uow.ErrClosed) {
 			t.Errorf("used after Do: %v", err)

@@ -197,6 +197,15 @@ func (d *delivery) take(q *queue) *entry {
 	return q.entries[0]
 }
 
+// handOut returns the entry's metadata for a handler, which may write to them: each time others.
+func (e *entry) handOut() message.Metadata {
+	m := e.metadata
+	if e.metadata = nil; m == nil {
+		m, _ = decodeMetadata(e.raw) // it was decoded before
+	}
+	return m
+}
+
 // back closes the first entry of the queue when it is done, or leaves it for another time, and lets the next one follow.
 func (d *delivery) back(q *queue, e *entry, done bool) {
 	d.mu.Lock()

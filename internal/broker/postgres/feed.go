@@ -78,7 +78,7 @@ func (f *Feed) Next(ctx context.Context) (messages []*message.Message, next stri
 			for i := range found.rows {
 				r := &found.rows[i]
 				m := message.NewMessage(r.id.String(), r.payload)
-				m.Metadata = r.handOut()
+				m.Metadata = r.metadata
 				messages = append(messages, m)
 			}
 			kept, err := json.Marshal(feedPlace{f.at.snapshot, f.at.floor, f.at.windowEnd, f.at.position})

@@ -53,15 +53,6 @@ func (r row) key() string {
 	return r.id.String()
 }
 
-// handOut returns the metadata for a handler, which may write to them: each time others.
-func (r *row) handOut() message.Metadata {
-	m := r.metadata
-	if r.metadata = nil; m == nil {
-		m, _ = decodeMetadata(r.raw) // it was decoded before
-	}
-	return m
-}
-
 // eventType is what the row's metadata say, whether they were handed out or not.
 func (r row) eventType() string {
 	m, _ := decodeMetadata(r.raw) // it was decoded before

@@ -17,7 +17,12 @@ import (
 	"postbus/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain runs the tests on a server apart. A partition is closed when all transactions have ended that began before the next
+// one was there, in whatever database.
+func TestMain(m *testing.M) {
+	pgtest.Apart("log")
+	goleak.VerifyTestMain(m)
+}
 
 func TestSubscriberDeliversInOrderForAKey(t *testing.T) {
 	t.Parallel()
