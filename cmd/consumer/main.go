@@ -1,5 +1,5 @@
 // Command consumer runs the application's consumers and jobs as a process of their own, all of them or those named by --only.
-// --list shows them and where each stands, --move and --rename change that, --dead deals with what was given up; --help
+// --list shows them and where each stands, --move, --rename and --forget change that, --dead deals with what was given up; --help
 // lists the settings.
 package main
 
@@ -38,6 +38,8 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 		return errors.Join(b.Move(ctx, os.Stdout, c.Move, c.To, c.Apply), b.Close())
 	case c.Dead != "":
 		return errors.Join(b.Dead(ctx, os.Stdout, c), b.Close())
+	case c.Forget != "":
+		return errors.Join(b.Forget(ctx, os.Stdout, c.Forget, c.Apply), b.Close())
 	case c.RenameFrom != "":
 		return errors.Join(b.Rename(ctx, os.Stdout, c.RenameFrom, c.RenameTo), b.Close())
 	}

@@ -302,6 +302,32 @@ func setTo(c *Config, value string) error {
 	return nil
 }
 
+func setForget(c *Config, value string) error {
+	if !isName(value) {
+		return errors.New("has to be the name of a consumer, such as greeting-email")
+	}
+	c.Forget = value
+	return nil
+}
+
+// retentionMin keeps a typing error from dropping what was just committed.
+const retentionMin = time.Hour
+
+// setEventRetention takes what time.ParseDuration does, and whole days.
+func setEventRetention(c *Config, value string) error {
+	age, err := time.ParseDuration(value)
+	if days, ok := strings.CutSuffix(value, "d"); ok {
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16)
+		age = time.Duration(n) * 24 * time.Hour //nolint:gosec // 16 bits
+	}
+	if err != nil || age < retentionMin {
+		return errors.New("has to be an age of an hour at least, such as 30d or 720h")
+	}
+	c.EventRetention = age
+	return nil
+}
+
 func setRename(c *Config, value string) error {
 	from, to, ok := strings.Cut(value, ":")
 	if !ok || !isName(from) || !isName(to) || from == to {

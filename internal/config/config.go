@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -35,6 +36,8 @@ type Config struct {
 
 	// DatabaseURL is a postgres:// or postgresql:// URL that pgxpool can parse. Default empty: a private Postgres.
 	DatabaseURL string
+	// EventRetention is how old events get before they go. Default 0: they are kept for ever.
+	EventRetention time.Duration
 	// JobsDatabaseURL is a URL like DatabaseURL's, of another database. Default empty: jobs are in the application's.
 	JobsDatabaseURL string
 	// DataDir is where a private Postgres, the local mailbox and a kept secret key live. Default ".postbus".
@@ -81,6 +84,8 @@ type Config struct {
 	List bool
 	// Move names a consumer to be moved to To, which is "now", "beginning", a time of RFC 3339 or a position. Default empty.
 	Move, To string
+	// Forget names a consumer that is to be forgotten. Default empty.
+	Forget string
 	// RenameFrom is the name of a consumer whose place RenameTo is to have. Default empty.
 	RenameFrom, RenameTo string
 	// Dead is what to do about dead events and jobs: list, show, retry, discard, release. Default empty: nothing.

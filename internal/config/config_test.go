@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -54,6 +55,8 @@ func TestEverySettingIsTakenFromVariableAndFlag(t *testing.T) {
 	}{
 		{"DATABASE_URL", database, func(c Config) any { return c.DatabaseURL }, database},
 		{"JOB_QUEUE_DATABASE_URL", database, func(c Config) any { return c.JobsDatabaseURL }, database},
+		{"EVENT_RETENTION", "30d", func(c Config) any { return c.EventRetention }, 30 * 24 * time.Hour},
+		{"EVENT_RETENTION", "36h30m", func(c Config) any { return c.EventRetention }, 36*time.Hour + 30*time.Minute},
 		{"POSTBUS_DATA_DIR", "/a b/c", func(c Config) any { return c.DataDir }, "/a b/c"},
 		{"POSTBUS_POSTGRES_DOWNLOAD", "off", func(c Config) any { return c.PostgresDownload }, false},
 		{"CONSUMERS", "none", func(c Config) any { return c.EmbeddedConsumers }, false},
@@ -158,6 +161,11 @@ var refusals = []struct {
 	env     []string
 	want    string // the beginning
 }{
+	{"retention of a moment", App, nil, []string{"EVENT_RETENTION=5m"}, "EVENT_RETENTION has to be an age of an hour at least"},
+	{"retention of no days", App, nil, []string{"EVENT_RETENTION=0d"}, "EVENT_RETENTION has to be an age of an hour at least"},
+	{"retention backwards", App, nil, []string{"EVENT_RETENTION=-720h"}, "EVENT_RETENTION has to be an age of an hour at least"},
+	{"retention in weeks", App, nil, []string{"EVENT_RETENTION=4w"}, "EVENT_RETENTION has to be an age of an hour at least"},
+	{"forget a sentence", Consumer, []string{"--forget=the old one"}, nil, "--forget has to be the name of a consumer"},
 	{"unknown flag", App, []string{"--bogus=1"}, nil, "--bogus is not a flag of app; see --help"},
 	{"flag of the other", App, []string{"--only=x"}, nil, "--only is not a flag of app, but of consumer"},
 	{"http flag of the consumer", Consumer, []string{"--consumers=none"}, nil, "--consumers is not a flag of consumer, but of app"},

@@ -72,6 +72,12 @@ func ofDatabase() []Setting {
 			Default: "on",
 		},
 		{
+			Name: "EVENT_RETENTION", Value: "AGE", Group: "Database", programs: both, set: setEventRetention,
+			Meaning: "How old events get before they go, such as 30d or 720h; an eighth more at most. What a consumer has yet to " +
+				"read stays.",
+			Default: "events are kept for ever",
+		},
+		{
 			Name: "BROKER_URL", Value: "URL", Group: "Database", programs: both, set: setBrokerURL,
 			Meaning: "The broker that carries events to the consumers, as nats://USER:PASSWORD@HOST:4222,HOST:4222; the same in every " +
 				"program. docs/brokers.md has what may follow behind a question mark.",
@@ -187,6 +193,11 @@ func ofRun() []Setting {
 			Meaning: "Give the place of a consumer to its new name, and end. Needs --apply.",
 		},
 		{
+			Flag: "forget", Value: "NAME", Group: "This run", programs: []string{Consumer}, set: setForget,
+			Meaning: "Forget a consumer that no program has any more, with what is parked and dead for it, and end: for what it has " +
+				"not read, EVENT_RETENTION waits. Without --apply it only says what that would do.",
+		},
+		{
 			Flag: "dead", Value: "VERB", Group: "This run", programs: []string{Consumer}, set: setDead,
 			Meaning: "What to do about events and jobs that were given up, and end: list them by how they failed, or show, " +
 				"retry, discard or release those that --which names. Without --apply the last three only say how many.",
@@ -211,7 +222,7 @@ func ofRun() []Setting {
 		},
 		{
 			Flag: "apply", Group: "This run", programs: []string{Consumer}, set: setApply,
-			Meaning: "Do what --move, --rename or --dead says.",
+			Meaning: "Do what --move, --rename, --forget or --dead says.",
 		},
 		{
 			Flag: flagHelp, Group: "This run", programs: both, set: answered, Meaning: "Show this text and end.",

@@ -77,7 +77,7 @@ func (b *Backbone) openBroker(ctx context.Context, c config.Config, topics []str
 		return nil, b.database.explainSetUp(inboundSchema, err)
 	}
 	r := &brokerage{address: address}
-	if r.inbound, err = postgres.Open(pool, postgres.Config{Schema: inboundSchema}, b.logger); err != nil {
+	if r.inbound, err = postgres.Open(pool, postgres.Config{Schema: inboundSchema, Retention: retention(c)}, b.logger); err != nil {
 		return nil, err
 	}
 	if r.broker, err = kind.Open(address, b.logger); err != nil {

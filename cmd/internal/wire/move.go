@@ -58,6 +58,26 @@ func (b *Backbone) Rename(ctx context.Context, out io.Writer, from, to string) e
 	return nil
 }
 
+// Forget forgets a consumer that no program has any more, or says what that would do.
+func (b *Backbone) Forget(ctx context.Context, out io.Writer, name string, apply bool) error {
+	if _, err := consumerOf(b.consumers, name); err == nil {
+		return fmt.Errorf("%s is one of this program's consumers, which would make it anew", name)
+	}
+	left, err := b.read().Forget(ctx, name, !apply)
+	if err != nil {
+		return err
+	}
+	verb, end := "forgot", ""
+	if !apply {
+		verb, end = "would forget", "nothing was changed; add --apply to do it\n"
+	}
+	_, err = fmt.Fprintf(out, "%s %s: %s waiting, %d parked, %d dead\n%s", verb, name, waiting(left), left.Parked, left.Dead, end)
+	if err != nil {
+		return fmt.Errorf("print what is forgotten: %w", err)
+	}
+	return nil
+}
+
 // spot reads what the settings have checked.
 func spot(to string) postgres.Spot {
 	if to == "beginning" {

@@ -127,7 +127,7 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 		return err
 	}
 	b.codec = bus.NewCodec(types, source)
-	if b.log, err = postgres.Open(pool, postgres.Config{}, b.logger); err != nil {
+	if b.log, err = postgres.Open(pool, postgres.Config{Retention: retention(c)}, b.logger); err != nil {
 		return err
 	}
 	if b.broker, err = b.openBroker(ctx, c, types.Topics()); err != nil {
@@ -165,6 +165,9 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	}
 	return b.noteLeftBehind(ctx)
 }
+
+// retention is when events go from the logs that programs keep in shape.
+func retention(c config.Config) postgres.Retention { return postgres.Retention{Age: c.EventRetention} }
 
 // migrations are the schemas that are made in the application's database.
 func migrations(c config.Config) []migrate.Set {

@@ -14,6 +14,8 @@ var (
 	ErrUnknownConsumer = errors.New("consumer is not known")
 	// ErrIntakeTaken is returned when another process stores what arrives from a broker.
 	ErrIntakeTaken = errors.New("another process stores what arrives")
+	// ErrConsumerAtWork is returned for a consumer that is to be forgotten while some process works for it.
+	ErrConsumerAtWork = errors.New("some process works for the consumer")
 	// ErrClosed is returned by a subscriber that was closed.
 	ErrClosed = errors.New("subscriber is closed")
 

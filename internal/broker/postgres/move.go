@@ -171,6 +171,44 @@ func (l *Log) Rename(ctx context.Context, from, to string) error {
 	return nil
 }
 
+// Forget drops a consumer for good: its place, what is parked or dead for it, and which events have had their effect. With
+// dryRun it only tells what is left of it. Retention does not wait for it any more. If a program names it again, it is a new
+// one. It returns ErrUnknownConsumer, and ErrConsumerAtWork while a process holds shares of it; one that rests is not seen.
+func (l *Log) Forget(ctx context.Context, consumer string, dryRun bool) (left Status, err error) {
+	err = l.change(ctx, func(tx pgx.Tx) error {
+		if err := l.lockConsumers(ctx, tx, consumer); err != nil {
+			return err
+		}
+		var topic string
+		err := tx.QueryRow(ctx, `SELECT topic FROM `+l.table("consumers")+` WHERE consumer = $1`, consumer).Scan(&topic)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("%w: %s", ErrUnknownConsumer, consumer)
+		}
+		if err != nil {
+			return err
+		}
+		if left, _, err = l.status(ctx, tx, Subscription{Consumer: consumer, Topic: topic}, waitingMax); err != nil {
+			return err
+		}
+		if len(left.Owners) > 0 {
+			return fmt.Errorf("%w: %s", ErrConsumerAtWork, consumer)
+		}
+		for _, table := range []string{"parked", "inbox", "consumers"} { // the last takes its shares along
+			if _, err := tx.Exec(ctx, `DELETE FROM `+l.table(table)+` WHERE consumer = $1`, consumer); err != nil {
+				return err
+			}
+		}
+		if dryRun {
+			return errDryRun
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errDryRun) {
+		return Status{}, fmt.Errorf("forget consumer %s: %w", consumer, err)
+	}
+	return left, nil
+}
+
 // gatherParked adds what is parked for a consumer to the lines of another one, whose rows are kept where both have one. Then
 // each line has its first row as its head again.
 func (l *Log) gatherParked(ctx context.Context, tx pgx.Tx, in, from string) error {

@@ -229,3 +229,41 @@ func TestRenameGathersWhatIsParked(t *testing.T) {
 		t.Errorf("parked are %q, want %q", got, want)
 	}
 }
+
+// TestForgottenConsumer holds nothing back any more; one at work is not forgotten, and a dry run forgets nothing.
+func TestForgottenConsumer(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLog(t, aged(false), "reader", "gone")
+	publish(t, l, event("k", 1))
+	closePartition(t, l)
+	publish(t, l, event("k", 2))
+	r := newReading(t, l, "reader")
+	r.drain(t, false)
+	storePlace(t, l, "reader", r.at)
+	execute(t, l, `insert into postbus.parked (consumer, key_hash, position, share, state, run_at, attempts, event_id, type, key, metadata,
+		payload, failures) values ('gone', gen_random_uuid(), 1, 0, 'retry', now(), 1, gen_random_uuid(), 'x', 'k', '{}', '{}', '[]')`)
+	makeOld(t, l)
+	maintain(t, l)
+	if first := numbers(t, l)[0]; first != 0 {
+		t.Fatalf("partition 0 is gone, and there is a consumer that has not read it; the first is %d", first)
+	}
+	held, err := holds(t, l, "gone", "a process").claim(ctx, 1)
+	if err != nil || len(held) != 1 {
+		t.Fatal(held, err)
+	}
+	if _, err := l.Forget(ctx, "gone", false); !errors.Is(err, ErrConsumerAtWork) {
+		t.Errorf("forgotten while a process is at work: %v", err)
+	}
+	execute(t, l, `update postbus.consumer_shares set owner = null, lease_until = null where consumer = 'gone'`)
+	if left, err := l.Forget(ctx, "gone", true); err != nil || left.Waiting != 2 || left.Parked != 1 {
+		t.Errorf("the dry run tells %+v, %v", left, err)
+	}
+	if left, err := l.Forget(ctx, "gone", false); err != nil || left.Waiting != 2 || left.Parked != 1 {
+		t.Errorf("the dry run has changed something: %+v, %v", left, err)
+	}
+	if _, err := l.Forget(ctx, "gone", false); !errors.Is(err, ErrUnknownConsumer) {
+		t.Errorf("forgotten once more: %v", err)
+	}
+	eventually(t, "the old partition goes", func() bool { maintain(t, l); return numbers(t, l)[0] > 0 })
+}
