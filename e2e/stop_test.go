@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -125,7 +126,11 @@ func TestStopLeavesNoPostgres(t *testing.T) {
 	s := newSite(t)
 	p := s.startApp(nil)
 	postgres := s.postgresPID()
-	p.stop(syscall.SIGHUP)
+	hangUp := syscall.SIGHUP
+	if signal.Ignored(hangUp) { // under nohup, and so by the app as well
+		hangUp = syscall.SIGTERM
+	}
+	p.stop(hangUp)
 	s.wantNoPostgres(postgres)
 
 	for try := 0; ; try++ {
