@@ -15,6 +15,7 @@ type figure struct {
 	name       string
 	title      string
 	how        string // what is done, for the document
+	short      string // what keeps it from what is wanted, where it falls short
 	metrics    []metric
 	points     []metric // are for the picture only
 	contenders []contender

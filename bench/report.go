@@ -193,6 +193,10 @@ func document(all []result) []byte {
 	if slices.ContainsFunc(all, func(r result) bool { return r.Scale < 1 }) {
 		out.WriteString("\nSome of these were taken at a smaller scale, with smaller backlogs than their names say, and mean little.\n")
 	}
+	short := make(map[string]string)
+	for _, f := range figures() {
+		short[f.name] = f.short
+	}
 	var last string
 	for _, r := range all {
 		fmt.Fprintf(&out, "\n## %s\n\n%s. %s\n\n", r.Figure, r.Title, r.How)
@@ -211,6 +215,9 @@ func document(all []result) []byte {
 			}
 		}
 		r.rows(&out)
+		if short[r.Figure] != "" {
+			fmt.Fprintf(&out, "\n%s\n", short[r.Figure])
+		}
 	}
 	return out.Bytes()
 }

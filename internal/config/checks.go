@@ -310,8 +310,8 @@ func setForget(c *Config, value string) error {
 	return nil
 }
 
-// retentionMin keeps a typing error from dropping what was just committed.
-const retentionMin = time.Hour
+// retentionLeast keeps a typing error from dropping what was just committed.
+const retentionLeast = time.Hour
 
 // setEventRetention takes what time.ParseDuration does, and whole days.
 func setEventRetention(c *Config, value string) error {
@@ -319,9 +319,9 @@ func setEventRetention(c *Config, value string) error {
 	if days, ok := strings.CutSuffix(value, "d"); ok {
 		var n uint64
 		n, err = strconv.ParseUint(days, 10, 16)
-		age = time.Duration(n) * 24 * time.Hour //nolint:gosec // 16 bits
+		age = time.Duration(n) * 24 * time.Hour
 	}
-	if err != nil || age < retentionMin {
+	if err != nil || age < retentionLeast {
 		return errors.New("has to be an age of an hour at least, such as 30d or 720h")
 	}
 	c.EventRetention = age

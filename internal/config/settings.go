@@ -194,8 +194,7 @@ func ofRun() []Setting {
 		},
 		{
 			Flag: "forget", Value: "NAME", Group: "This run", programs: []string{Consumer}, set: setForget,
-			Meaning: "Forget a consumer that no program has any more, with what is parked and dead for it, and end: for what it has " +
-				"not read, EVENT_RETENTION waits. Without --apply it only says what that would do.",
+			Meaning: "Forget a consumer that no program has any more, with all that waits for it; without --apply only say so.",
 		},
 		{
 			Flag: "dead", Value: "VERB", Group: "This run", programs: []string{Consumer}, set: setDead,

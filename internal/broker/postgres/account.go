@@ -375,16 +375,17 @@ func (d *delivery) remaining() []checkpoint {
 	return all
 }
 
-// atRest returns the shares of which no handler is running.
-func (d *delivery) atRest() (numbers []int16) {
+// atRest returns the shares of which no handler is running, with their epochs.
+func (d *delivery) atRest() map[int16]int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	epochs := make(map[int16]int64)
 	for _, s := range d.shares {
 		if s.out == 0 {
-			numbers = append(numbers, s.number)
+			epochs[s.number] = s.epoch
 		}
 	}
-	return numbers
+	return epochs
 }
 
 // stored notes what has reached the database. What has not belongs to another process; it returns how much that was.

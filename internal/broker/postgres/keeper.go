@@ -28,7 +28,6 @@ func (k *keeper) run(ctx context.Context) error {
 			err = k.rest(ctx)
 		}
 		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer)) {
-			k.reportLost(k.delivery.lose(k.delivery.numbers()...))
 			return err
 		}
 		select {
@@ -37,6 +36,17 @@ func (k *keeper) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// expire waits for the end of the term, while the handlers that run may finish, and then takes the shares away from them. It
+// returns when ctx ends.
+func (k *keeper) expire(ctx context.Context) {
+	for k.term.valid() && ctx.Err() == nil {
+		sleep(ctx, k.log.config.Lease/4)
+	}
+	if ctx.Err() == nil {
+		k.reportLost(k.delivery.lose(k.delivery.numbers()...))
+	}
 }
 
 // balance renews the leases, and claims or gives up shares until this process has its fair part.

@@ -24,7 +24,7 @@ import (
 // A row that was handled is deleted, and the next one becomes the head (promote). Only the owner of the key's share touches
 // a line, and only while its epoch holds: every change locks the share's row first. Operators do the same.
 //
-// A line ends when it has no rows left. The owner knows the keys that have one (parked, in lane.go), and lets none of
+// A line ends when it has no rows left. The owner knows the keys that have one (parked, in line.go), and lets none of
 // their events past it.
 
 // Limits on parking.

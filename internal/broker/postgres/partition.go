@@ -191,7 +191,7 @@ func (l *Log) closeIfDue(ctx context.Context, t partitions) error {
 
 func (l *Log) closeCurrent(ctx context.Context, t partitions) error {
 	sequence := l.table(topicPrefix + t.topic + positionSuffix)
-	err := l.execAlone(ctx, fmt.Sprintf(`DO $postbus$ BEGIN
+	err := l.execAlone(ctx, l.sameServerSQL(t), fmt.Sprintf(`DO $postbus$ BEGIN
 		IF pg_try_advisory_xact_lock(%d) THEN
 			IF (SELECT last_value BETWEEN %d AND %d FROM %s) THEN
 				PERFORM setval(%s, %d);
@@ -238,7 +238,7 @@ func (l *Log) extend(ctx context.Context, t partitions) error {
 	}
 	for n := t.newest() + 1; n <= t.current+partitionsAhead; n++ {
 		lock := fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, int64(provisionLock))
-		err := l.execAlone(ctx, append([]string{lockTimeoutSQL, lock}, l.addSQL(t.topic, n)...)...)
+		err := l.execAlone(ctx, append([]string{lockTimeoutSQL, lock, l.sameServerSQL(t)}, l.addSQL(t.topic, n)...)...)
 		if isBusy(err) || hasCode(err, codeDuplicateTable) { // somebody else is at it
 			return nil
 		}
@@ -250,6 +250,11 @@ func (l *Log) extend(ctx context.Context, t partitions) error {
 		}
 	}
 	return nil
+}
+
+// sameServerSQL is a statement that fails on another server than the one that was surveyed.
+func (l *Log) sameServerSQL(t partitions) string {
+	return `SELECT ` + l.sameServer(quoted(t.server.Format(time.RFC3339Nano))+`::timestamptz`, "NULL")
 }
 
 // note is for partitions that were attached on the server that was surveyed.

@@ -3,6 +3,8 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +18,9 @@ import (
 // So every statement that rests on what was seen names the server's start, and whichever transaction id is the latest of
 // what was seen, and fails where they cannot be true (same_server). Then the work begins anew from what is stored there.
 // Any start of the server has that effect, also one that lost nothing: what was acknowledged and not stored comes again.
+//
+// A server that recovers from a crash without being started anew has lost nothing with synchronous_commit on. With it off the
+// newest transaction id tells of that only until as many were given out again.
 
 // codeOtherServer is raised by same_server.
 const codeOtherServer = "PB002"
@@ -27,14 +32,20 @@ type holder struct {
 	server          time.Time
 }
 
-// hold begins a holder's work on whatever server is there now. Shares that the owner has left over from work before are given
-// free, where they stand: nothing of them may be with a handler any more.
-func (l *Log) hold(ctx context.Context, consumer, owner string, left []int16) (holder, error) {
+// hold begins a holder's work on whatever server is there now. Shares that the owner has left over from work before, by these
+// epochs, or by lower ones on an older server, are given free, where they stand: nothing of them may be with a handler any more.
+func (l *Log) hold(ctx context.Context, consumer, owner string, left map[int16]int64) (holder, error) {
 	h := holder{log: l, consumer: consumer, owner: owner}
+	shares := slices.Sorted(maps.Keys(left))
+	epochs := make([]int64, len(shares))
+	for i, share := range shares {
+		epochs[i] = left[share]
+	}
 	err := l.pool.QueryRow(ctx, `WITH freed AS (
-			UPDATE `+l.table("consumer_shares")+` SET owner = NULL, lease_until = NULL, epoch = epoch + 1
-			WHERE consumer = $1 AND owner = $2 AND share = ANY ($3))
-		SELECT pg_postmaster_start_time()`, consumer, owner, left).Scan(&h.server)
+			UPDATE `+l.table("consumer_shares")+` AS s SET owner = NULL, lease_until = NULL, epoch = s.epoch + 1
+			FROM unnest($3::smallint[], $4::bigint[]) AS free (share, epoch)
+			WHERE s.consumer = $1 AND s.owner = $2 AND s.share = free.share AND s.epoch <= free.epoch)
+		SELECT pg_postmaster_start_time()`, consumer, owner, shares, epochs).Scan(&h.server)
 	if err != nil {
 		return holder{}, fmt.Errorf("begin work for %s: %w", consumer, err)
 	}

@@ -256,3 +256,63 @@ func TestPollOfAnotherServer(t *testing.T) {
 		t.Errorf("places of another server are kept: %v", seen)
 	}
 }
+
+// TestKeeperOfAnotherServer ends the work, and leaves the shares to be given free by the next one: whatever noticed first, nobody
+// waits for the leases.
+func TestKeeperOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{Lease: time.Hour}, "reader")
+	ctx := t.Context()
+	s := newSubscriber(l, "reader", testLanes)
+	h := holds(t, l, "reader", s.owner)
+	held, err := h.claim(ctx, shareCount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.server = h.server.Add(-time.Microsecond)
+	term := newTerm(l.config.Lease)
+	d := newDelivery(h, term.valid, nil)
+	d.join(ctx, held, nil)
+	k := keeper{Subscriber: s, topic: "user", delivery: d, term: term, reading: ctx, handling: ctx}
+	if err := k.run(ctx); !hasCode(err, codeOtherServer) {
+		t.Fatalf("the keeper ended by %v", err)
+	}
+	left := d.atRest()
+	if len(left) != shareCount {
+		t.Fatalf("%d shares are left to be given free", len(left))
+	}
+	if _, err := l.hold(ctx, "reader", s.owner, left); err != nil {
+		t.Fatal(err)
+	}
+	if next, err := holds(t, l, "reader", "another").claim(ctx, shareCount); err != nil || len(next) != shareCount {
+		t.Errorf("another process claimed %d shares, %v", len(next), err)
+	}
+}
+
+// TestLateBeginningFreesNothing that was claimed since: it may be carried out after it was given up on.
+func TestLateBeginningFreesNothing(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "reader")
+	left := make(map[int16]int64)
+	for range 2 {
+		held, err := holds(t, l, "reader", "owner").claim(t.Context(), shareCount)
+		if err != nil || len(held) != shareCount {
+			t.Fatal(len(held), err)
+		}
+		if len(left) > 0 {
+			break
+		}
+		for _, c := range held {
+			left[c.number] = c.epoch
+		}
+		if _, err := l.hold(t.Context(), "reader", "owner", left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.hold(t.Context(), "reader", "owner", left); err != nil {
+		t.Fatal(err)
+	}
+	if free, err := holds(t, l, "reader", "another").claim(t.Context(), shareCount); err != nil || len(free) > 0 {
+		t.Errorf("%d shares that were claimed again were given free, %v", len(free), err)
+	}
+}

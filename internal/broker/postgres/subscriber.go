@@ -31,8 +31,8 @@ type Subscriber struct {
 	// stored. Both write what is handled ahead of a place: a checkpoint from before a parking must not follow it.
 	writing sync.Mutex
 
-	// left are shares that this owner may have yet in the database from work that was interrupted.
-	left []int16
+	// left are shares, by their epochs, that this owner may have yet in the database from work that was interrupted.
+	left map[int16]int64
 
 	mu         sync.Mutex
 	subscribed bool
@@ -164,6 +164,7 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 	keeping.Go(func() {
 		if err := k.run(keepCtx); err != nil {
 			stopReading(err)
+			k.expire(keepCtx)
 		}
 	})
 	keeping.Go(func() { s.keepStoring(keepCtx, d) })
@@ -222,7 +223,7 @@ func (s *Subscriber) finish(stop context.Context, d *delivery) error {
 	defer cancel()
 	if last := d.remaining(); len(last) > 0 {
 		if _, failure := d.holder.store(ctx, last); failure != nil {
-			s.left = append(s.left, d.atRest()...)
+			s.left = d.atRest()
 			return errors.Join(err, failure)
 		}
 	}
