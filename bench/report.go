@@ -168,7 +168,7 @@ const documentHead = `# Benchmarks
 Written by ` + "`go tool task bench`" + ` (the module in ` + "`bench/`" + `) from ` +
 	"`bench/results.json`" + `; please don't edit it by hand.
 
-Everything is measured in one run on one private Postgres with ` + "`synchronous_commit=on` and `fsync=on`" + `, the same settings for
+Each figure is measured in one run on one private Postgres with ` + "`synchronous_commit=on` and `fsync=on`" + `, the same settings for
 all that use it. The contenders of a figure take turns, round by round. A number is the median of the rounds, with the
 lowest and the highest behind it; a comparison is made within each round, and its median decides. Each measurement has a
 fresh database and, for what is measured, a process of its own.
