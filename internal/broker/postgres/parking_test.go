@@ -240,9 +240,11 @@ func TestEverythingFails(t *testing.T) {
 		tries.Add(1)
 		return reason{text: "the server is down", class: "transient", wait: 10 * time.Millisecond, attempts: 3, everybody: true}
 	})
+	var all []*message.Message
 	for i := range n {
-		publish(t, l, event(fmt.Sprint("key ", i), i))
+		all = append(all, event(fmt.Sprint("key ", i), i))
 	}
+	publish(t, l, all...)
 	eventually(t, "it to slow down", func() bool { return strings.Contains(logs.text(), "slows down") })
 	began := tries.Load()
 	<-time.After(2 * slowFirst) // what is tried meanwhile is counted
@@ -257,6 +259,31 @@ func TestEverythingFails(t *testing.T) {
 	in.await(t, n)
 	if got := in.all(); len(got) != n || strings.Count(logs.text(), "full pace") != 1 {
 		t.Errorf("%d of %d were handled; it said %s", len(got), n, logs.text())
+	}
+}
+
+// TestOneFailingKeyDelaysNoOther, however often it fails with no success in between: its attempts count, and it dies of them.
+func TestOneFailingKeyDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	const attempts = slowAfter + 2
+	l := newLog(t, Config{}, "reader")
+	logs := &lines{}
+	l.logger = slog.New(slog.NewTextHandler(logs, nil))
+	var tries atomic.Int64
+	in := work(t.Context(), t, l, func(m *message.Message) error {
+		if m.Metadata.Get(keyAttribute) == "good" {
+			return nil
+		}
+		tries.Add(1)
+		return reason{text: "of this event alone", class: "transient", attempts: attempts, everybody: true}
+	})
+	publish(t, l, event("bad", 1))
+	eventually(t, "it to have failed often", func() bool { return tries.Load() >= slowAfter })
+	publish(t, l, event("good", 1))
+	in.await(t, 1)
+	eventually(t, "it to be dead", func() bool { return isParked(t, l)["held"] == 1 })
+	if n := tries.Load(); n != attempts || strings.Contains(logs.text(), "slows down") {
+		t.Errorf("of %d attempts it had %d; the log says %s", attempts, n, logs.text())
 	}
 }
 
