@@ -24,7 +24,7 @@ import (
 // A row that was handled is deleted, and the next one becomes the head (promote). Only the owner of the key's share touches
 // a line, and only while its epoch holds: every change locks the share's row first. Operators do the same.
 //
-// A line ends when it has no rows left. The owner knows the keys that have one (parked, in lane.go), and lets none of
+// A line ends when it has no rows left. The owner knows the keys that have one (parked, in line.go), and lets none of
 // their events past it.
 
 // Limits on parking.
@@ -229,10 +229,13 @@ type parkedHead struct {
 	retry bool
 }
 
-// dueKeys returns keys whose head is to be tried by now, the longest due first.
+// dueKeys returns keys whose head is to be tried by now, the longest due first. A row further behind that is to be tried too,
+// since one before it was dead and came back, is no head. The head is asked for row by row, as in promoteSQL.
 func (h holder) dueKeys(ctx context.Context, shares []int16) (keys []string, err error) {
-	rows, err := h.log.pool.Query(ctx, `SELECT key FROM `+h.log.table("parked")+`
+	rows, err := h.log.pool.Query(ctx, `SELECT key FROM `+h.log.table("parked")+` AS p
 		WHERE consumer = $1 AND state = 'retry' AND run_at <= clock_timestamp() AND share = ANY ($2) AND `+h.log.sameServer("$4", "NULL")+`
+		AND position = (SELECT position FROM `+h.log.table("parked")+` AS first WHERE first.consumer = p.consumer
+			AND first.key_hash = p.key_hash AND first.state <> 'dead' ORDER BY position LIMIT 1)
 		ORDER BY run_at LIMIT $3`, h.consumer, shares, dueKeysMax, h.server)
 	if err != nil {
 		return nil, fmt.Errorf("read due keys of %s: %w", h.consumer, err)
