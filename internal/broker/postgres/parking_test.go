@@ -409,25 +409,7 @@ func TestHeadIsFoundHoweverLongTheLine(t *testing.T) {
 		keyHash("a")); err != nil {
 		t.Fatal(err)
 	}
-	var read int
-	rows, err := l.pool.Query(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF, FORMAT JSON) `+l.promoteSQL(),
-		"reader", []any{keyHash("a")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var plan []struct {
-			Plan struct {
-				Hit  int `json:"Shared Hit Blocks"`
-				Read int `json:"Shared Read Blocks"`
-			} `json:"Plan"`
-		}
-		if err := rows.Scan(&plan); err != nil {
-			t.Fatal(err)
-		}
-		read += plan[0].Plan.Hit + plan[0].Plan.Read
-	}
+	read := blocksOf(t, l, l.promoteSQL(), "reader", []any{keyHash("a")})
 	if read > 60 || isParked(t, l)["retry"] != 1 {
 		t.Errorf("to find the head %d pages were read; parked are %v", read, isParked(t, l))
 	}
