@@ -173,12 +173,14 @@ const sourceAttribute = "source"
 
 // sweepArrivals forgets events that were made, and arrived, long ago; it goes about it like sweepInbox.
 func (l *Log) sweepArrivals(ctx context.Context) (int64, error) {
-	tag, err := l.pool.Exec(ctx, `DELETE FROM `+l.table("arrivals")+` WHERE (event_id, topic) IN (
-		SELECT event_id, topic FROM `+l.table("arrivals")+`
-		WHERE event_id < (lpad(to_hex((extract(epoch FROM now() - $1::interval) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
-		AND arrived_at < now() - $1::interval ORDER BY event_id LIMIT $2)`, broker.Remembered, inboxSweepMax)
+	n, err := l.arrivalsSweep.run(ctx, l.pool, sweepSQL{
+		slice: sliceSQL(l.table("arrivals"), "topic", `WHERE arrived_at < now() - $4::interval`),
+		rest: restSQL(l.table("arrivals"), "arrived_at",
+			`substr(event_id::text, 15, 1) <> '7' AND arrived_at < now() - $2::interval`),
+		sliceAges: []any{broker.Remembered}, restAge: broker.Remembered,
+	})
 	if err != nil {
-		return 0, fmt.Errorf("sweep arrivals: %w", err)
+		return n, fmt.Errorf("sweep arrivals: %w", err)
 	}
-	return tag.RowsAffected(), nil
+	return n, nil
 }

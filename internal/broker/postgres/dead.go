@@ -174,8 +174,8 @@ func (l *Log) resolve(ctx context.Context, tx pgx.Tx, which Dead, what Resolutio
 func resolutionSQL(what Resolution) string {
 	const edited = `payload = coalesce($6::bytea, payload)`
 	switch what {
-	case Retry:
-		return `state = 'retry', run_at = clock_timestamp(), dead_at = NULL, attempts = 0, ` + edited
+	case Retry: // those that are their lines' heads are made so afterwards
+		return `state = 'behind', dead_at = NULL, attempts = 0, ` + edited
 	case Discard:
 		return `state = 'dead', resolved_at = clock_timestamp(), ` + edited
 	default:

@@ -283,7 +283,7 @@ func (d *delivery) refuse(q *queue, e *entry, v verdict, explained bool) (wait t
 	case !explained:
 		q.refused++
 		return backoff(q.refused, d.config.RetryMin, d.config.RetryMax), true
-	case d.failed(v):
+	case d.failed(q, v):
 		return 0, true // the pace makes it wait
 	case q.line != nil:
 		d.failAgain(q, v)

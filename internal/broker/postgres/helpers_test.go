@@ -178,3 +178,19 @@ func holds(t *testing.T, l *Log, consumer, owner string) holder {
 	}
 	return h
 }
+
+// blocksOf carries a statement out, and tells how many of the database's blocks it looked at.
+func blocksOf(t *testing.T, l *Log, sql string, args ...any) (n int) {
+	t.Helper()
+	var plan []struct {
+		Plan struct {
+			Hit  int `json:"Shared Hit Blocks"`
+			Read int `json:"Shared Read Blocks"`
+		} `json:"Plan"`
+	}
+	if err := l.pool.QueryRow(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF, FORMAT JSON) `+sql, args...).
+		Scan(&plan); err != nil {
+		t.Fatal(err)
+	}
+	return plan[0].Plan.Hit + plan[0].Plan.Read
+}

@@ -19,9 +19,8 @@ const (
 	// process that was paused in the middle of a handler may come back.
 	inboxAge = 7 * 24 * time.Hour
 	// inboxAgeForeign holds for handlers that have no place in the log: those of jobs, and of consumers that are gone.
+	// For ids that tell no time it holds as well.
 	inboxAgeForeign = 60 * 24 * time.Hour
-	// inboxSweepMax is how many rows one statement deletes.
-	inboxSweepMax = 5000
 )
 
 // Enter queues the note that the consumer has handled the event on a batch that the caller sends at the beginning of the
@@ -31,23 +30,27 @@ func (l *Log) Enter(batch *pgx.Batch, consumer string, event uuid.UUID) {
 	batch.Queue(`INSERT INTO `+l.table("inbox")+` (event_id, consumer) VALUES ($1, $2) ON CONFLICT DO NOTHING`, event, consumer)
 }
 
-// sweepInbox deletes what can come no more. Ids are UUIDv7 and begin with the time, so the rows in question are the first
-// ones of the primary key, and live ones are not looked at. It returns how many there were.
+// sweepInbox deletes what can come no more, as sweep.go has it, and returns how many rows there were.
 func (l *Log) sweepInbox(ctx context.Context) (int64, error) {
-	tag, err := l.pool.Exec(ctx, l.sweepInboxSQL(), inboxAge, inboxAgeForeign, inboxSweepMax)
+	n, err := l.inboxSweep.run(ctx, l.pool, l.sweepInboxSQL())
 	if err != nil {
-		return 0, fmt.Errorf("sweep inbox: %w", err)
+		return n, fmt.Errorf("sweep inbox: %w", err)
 	}
-	return tag.RowsAffected(), nil
+	return n, nil
 }
 
-func (l *Log) sweepInboxSQL() string {
-	return `DELETE FROM ` + l.table("inbox") + ` WHERE (event_id, consumer) IN (
-		SELECT event_id, consumer FROM ` + l.table("inbox") + ` AS i
-		WHERE event_id < (lpad(to_hex((extract(epoch FROM now() - $1::interval) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
-		AND coalesce(xid < (SELECT pg_snapshot_xmin(snapshot) FROM ` + l.table("consumer_shares") + ` AS s
-				WHERE s.consumer = i.consumer ORDER BY 1 LIMIT 1),
-			handled_at < now() - $2::interval)
-		AND NOT EXISTS (SELECT FROM ` + l.table("parked") + ` AS p WHERE p.event_id = i.event_id AND p.consumer = i.consumer)
-		ORDER BY event_id LIMIT $3)`
+// sweepInboxSQL asks for parked events row by row: OFFSET 0 keeps the planner from joining the tables whole.
+func (l *Log) sweepInboxSQL() sweepSQL {
+	free := `NOT EXISTS (SELECT FROM ` + l.table("parked") + ` AS p WHERE p.event_id = i.event_id AND p.consumer = i.consumer OFFSET 0)`
+	return sweepSQL{
+		slice: sliceSQL(l.table("inbox"), "consumer", `LEFT JOIN (
+				SELECT DISTINCT ON (consumer) consumer, pg_snapshot_xmin(snapshot) AS passed FROM `+l.table("consumer_shares")+`
+				ORDER BY 1, 2) AS s USING (consumer)
+			WHERE coalesce(xid < passed, handled_at < now() - $5::interval) AND `+free),
+		rest: restSQL(l.table("inbox"), "handled_at", `(consumer LIKE 'job:%' OR substr(event_id::text, 15, 1) <> '7')
+			AND handled_at < now() - $2::interval
+			AND coalesce(xid < (SELECT pg_snapshot_xmin(snapshot) FROM `+l.table("consumer_shares")+` AS s
+				WHERE s.consumer = i.consumer ORDER BY 1 LIMIT 1), true) AND `+free),
+		sliceAges: []any{inboxAge, inboxAgeForeign}, restAge: inboxAgeForeign,
+	}
 }

@@ -104,7 +104,9 @@ type Log struct {
 	lookout  lookout
 	seals    seals
 	keeps    keeps
-	perValue pgx.QueryExecMode
+	// How far this process has forgotten what may go.
+	inboxSweep, arrivalsSweep sweep
+	perValue                  pgx.QueryExecMode
 }
 
 // Open returns the log in pool's database. It does not touch the database; migrate.Up with Migrations and then Provision

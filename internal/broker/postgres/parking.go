@@ -229,10 +229,13 @@ type parkedHead struct {
 	retry bool
 }
 
-// dueKeys returns keys whose head is to be tried by now, the longest due first.
+// dueKeys returns keys whose head is to be tried by now, the longest due first. A row further behind that is to be tried too,
+// since one before it was dead and came back, is no head. The head is asked for row by row, as in promoteSQL.
 func (h holder) dueKeys(ctx context.Context, shares []int16) (keys []string, err error) {
-	rows, err := h.log.pool.Query(ctx, `SELECT key FROM `+h.log.table("parked")+`
+	rows, err := h.log.pool.Query(ctx, `SELECT key FROM `+h.log.table("parked")+` AS p
 		WHERE consumer = $1 AND state = 'retry' AND run_at <= clock_timestamp() AND share = ANY ($2) AND `+h.log.sameServer("$4", "NULL")+`
+		AND position = (SELECT position FROM `+h.log.table("parked")+` AS first WHERE first.consumer = p.consumer
+			AND first.key_hash = p.key_hash AND first.state <> 'dead' ORDER BY position LIMIT 1)
 		ORDER BY run_at LIMIT $3`, h.consumer, shares, dueKeysMax, h.server)
 	if err != nil {
 		return nil, fmt.Errorf("read due keys of %s: %w", h.consumer, err)

@@ -240,9 +240,11 @@ func TestEverythingFails(t *testing.T) {
 		tries.Add(1)
 		return reason{text: "the server is down", class: "transient", wait: 10 * time.Millisecond, attempts: 3, everybody: true}
 	})
+	var all []*message.Message
 	for i := range n {
-		publish(t, l, event(fmt.Sprint("key ", i), i))
+		all = append(all, event(fmt.Sprint("key ", i), i))
 	}
+	publish(t, l, all...)
 	eventually(t, "it to slow down", func() bool { return strings.Contains(logs.text(), "slows down") })
 	began := tries.Load()
 	<-time.After(2 * slowFirst) // what is tried meanwhile is counted
@@ -257,6 +259,31 @@ func TestEverythingFails(t *testing.T) {
 	in.await(t, n)
 	if got := in.all(); len(got) != n || strings.Count(logs.text(), "full pace") != 1 {
 		t.Errorf("%d of %d were handled; it said %s", len(got), n, logs.text())
+	}
+}
+
+// TestOneFailingKeyDelaysNoOther, however often it fails with no success in between: its attempts count, and it dies of them.
+func TestOneFailingKeyDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	const attempts = slowAfter + 2
+	l := newLog(t, Config{}, "reader")
+	logs := &lines{}
+	l.logger = slog.New(slog.NewTextHandler(logs, nil))
+	var tries atomic.Int64
+	in := work(t.Context(), t, l, func(m *message.Message) error {
+		if m.Metadata.Get(keyAttribute) == "good" {
+			return nil
+		}
+		tries.Add(1)
+		return reason{text: "of this event alone", class: "transient", attempts: attempts, everybody: true}
+	})
+	publish(t, l, event("bad", 1))
+	eventually(t, "it to have failed often", func() bool { return tries.Load() >= slowAfter })
+	publish(t, l, event("good", 1))
+	in.await(t, 1)
+	eventually(t, "it to be dead", func() bool { return isParked(t, l)["held"] == 1 })
+	if n := tries.Load(); n != attempts || strings.Contains(logs.text(), "slows down") {
+		t.Errorf("of %d attempts it had %d; the log says %s", attempts, n, logs.text())
 	}
 }
 
@@ -382,25 +409,7 @@ func TestHeadIsFoundHoweverLongTheLine(t *testing.T) {
 		keyHash("a")); err != nil {
 		t.Fatal(err)
 	}
-	var read int
-	rows, err := l.pool.Query(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF, FORMAT JSON) `+l.promoteSQL(),
-		"reader", []any{keyHash("a")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var plan []struct {
-			Plan struct {
-				Hit  int `json:"Shared Hit Blocks"`
-				Read int `json:"Shared Read Blocks"`
-			} `json:"Plan"`
-		}
-		if err := rows.Scan(&plan); err != nil {
-			t.Fatal(err)
-		}
-		read += plan[0].Plan.Hit + plan[0].Plan.Read
-	}
+	read := blocksOf(t, l, l.promoteSQL(), "reader", []any{keyHash("a")})
 	if read > 60 || isParked(t, l)["retry"] != 1 {
 		t.Errorf("to find the head %d pages were read; parked are %v", read, isParked(t, l))
 	}
