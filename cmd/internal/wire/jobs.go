@@ -37,7 +37,7 @@ const jobsRetryMax = 5 * time.Second
 // A database of its own may be away: what is enqueued waits until it is there.
 func (b *Backbone) openJobs(ctx context.Context, c config.Config) (jobs uow.Jobs, err error) {
 	if c.JobsDatabaseURL == "" {
-		if b.jobs, err = job.Open(b.database.pool, job.Config{}, b.logger); err != nil {
+		if b.jobs, err = job.Open(b.database.pool, job.Config{Version: config.Version()}, b.logger); err != nil {
 			return nil, err
 		}
 		return b.jobs, nil
@@ -52,7 +52,7 @@ func (b *Backbone) openJobs(ctx context.Context, c config.Config) (jobs uow.Jobs
 	} else if away {
 		b.Notes = append(b.Notes, fmt.Sprintf("jobs wait: postgres at %s does not answer (%s)", apart.place(), cause(err)))
 	}
-	if b.jobs, err = job.Open(apart.pool, job.Config{}, b.logger); err != nil {
+	if b.jobs, err = job.Open(apart.pool, job.Config{Version: config.Version()}, b.logger); err != nil {
 		return nil, err
 	}
 	apart.relay = job.NewCrossing(b.log, b.jobs)
