@@ -29,6 +29,9 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 	if err := wire.CheckNames(c); err != nil {
 		return err
 	}
+	if c.Dead == "list" || c.Dead == "show" {
+		return wire.ReadDead(ctx, c, os.Stdout, logger, say)
+	}
 	b, err := wire.Open(ctx, c, logger, say)
 	if err != nil {
 		return err
