@@ -74,7 +74,10 @@ func announce(out io.Writer, b *wire.Backbone, selected wire.Selection) {
 	line("jobs", selected.Queues())
 	line("postgres", b.Postgres())
 	if jobs := b.Jobs(); jobs != "" {
-		line("jobs", jobs)
+		line("jobs in", jobs)
+	}
+	if broker := b.Broker(); broker != "" {
+		line("broker", broker)
 	}
 	for _, note := range b.Notes {
 		line("note", note)
