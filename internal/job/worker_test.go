@@ -157,7 +157,8 @@ func TestPausedWorkerLosesItsJobs(t *testing.T) {
 // TestHandlerThatIgnoresItsTimeoutIsNamed soon after its time is over, by its kind; one that heeds it is not.
 func TestHandlerThatIgnoresItsTimeoutIsNamed(t *testing.T) {
 	t.Parallel()
-	for heeds, want := range map[bool]string{false: `msg="the handler of a job ignores that its time is over" job_kind=test-note job_id=`, true: ""} {
+	const named = `msg="the handler of a job ignores that its time is over" job_kind=test-note job_id=`
+	for heeds, want := range map[bool]string{false: named, true: ""} {
 		synctest.Test(t, func(t *testing.T) {
 			var said bytes.Buffer
 			w := NewWorkers()
