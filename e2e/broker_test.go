@@ -20,6 +20,8 @@ func TestBrokerByOneSetting(t *testing.T) {
 	web := s.startApp(nil)
 	if said := web.out.String(); !strings.Contains(said, "the broker at "+server.URL()+" does not answer yet; events wait for it in Postgres") {
 		t.Errorf("the app says\n%s", said)
+	} else if !strings.Contains(said, "\n  broker     "+server.URL()+"\n") {
+		t.Errorf("the app does not name the broker:\n%s", said)
 	}
 	s.signUp(anna)
 	list := s.start(consumer, nil, "--list")

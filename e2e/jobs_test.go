@@ -16,7 +16,7 @@ func TestJobsInADatabaseOfTheirOwn(t *testing.T) {
 	jobs := pgtest.Own(t)
 	jobs.Stop()
 	p := s.startApp(settings{"JOB_QUEUE_DATABASE_URL": jobs.URL()})
-	for _, want := range []string{"  jobs       at 127.0.0.1:", "  note       jobs wait: postgres at 127.0.0.1:"} {
+	for _, want := range []string{"  jobs in    at 127.0.0.1:", "  note       jobs wait: postgres at 127.0.0.1:"} {
 		if !strings.Contains(p.out.String(), want) {
 			t.Errorf("the start does not say %q:\n%s", want, p.out.String())
 		}

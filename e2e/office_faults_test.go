@@ -72,7 +72,8 @@ func TestRefusedMailIsDead(t *testing.T) {
 	p.says(&p.err, `"job is dead"`)
 	show := s.start(consumer, nil, "--dead=show", "--which=job:outgoing-mail")
 	show.exits(0)
-	if said := show.out.String(); !strings.Contains(said, `"user_id"`) || strings.Contains(said, "gone@example.org") {
+	if said := show.out.String(); !strings.Contains(said, `"user_id"`) || strings.Contains(said, "gone@example.org") ||
+		!strings.Contains(said, `"version":"`) {
 		t.Errorf("--dead=show says %s", said)
 	}
 	s.office.refuses.update(func(string) string { return "" })

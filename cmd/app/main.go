@@ -94,7 +94,10 @@ func announce(out io.Writer, b *wire.Backbone, c config.Config, all wire.Selecti
 	}
 	line("postgres", b.Postgres())
 	if jobs := b.Jobs(); jobs != "" {
-		line("jobs", jobs)
+		line("jobs in", jobs)
+	}
+	if broker := b.Broker(); broker != "" {
+		line("broker", broker)
 	}
 	if c.EmbeddedConsumers {
 		line("consumers", all.Consumers()+", in this process")

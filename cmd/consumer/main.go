@@ -29,6 +29,9 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 	if err := wire.CheckNames(c); err != nil {
 		return err
 	}
+	if c.Dead == "list" || c.Dead == "show" {
+		return wire.ReadDead(ctx, c, os.Stdout, logger, say)
+	}
 	b, err := wire.Open(ctx, c, logger, say)
 	if err != nil {
 		return err
@@ -71,7 +74,10 @@ func announce(out io.Writer, b *wire.Backbone, selected wire.Selection) {
 	line("jobs", selected.Queues())
 	line("postgres", b.Postgres())
 	if jobs := b.Jobs(); jobs != "" {
-		line("jobs", jobs)
+		line("jobs in", jobs)
+	}
+	if broker := b.Broker(); broker != "" {
+		line("broker", broker)
 	}
 	for _, note := range b.Notes {
 		line("note", note)

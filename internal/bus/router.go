@@ -179,9 +179,14 @@ func (r *Router) consumer(m *message.Message) *Consumer {
 func (r *Router) limitTime(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
 		handled := m.Context()
-		ctx := withDeadline(handled, r.consumer(m).policy.Deadline, func() {
-			r.logger.Error("handler ignores the end of its context", slog.String("consumer", message.HandlerNameFromCtx(handled)),
-				slog.String("event_type", Type(m)), slog.String("message_uuid", m.UUID))
+		consumer := r.consumer(m)
+		ctx := withDeadline(handled, consumer.policy.Deadline, func() {
+			logger := r.logger
+			if !consumer.jobs { // a job has no type; the work table names its kind
+				logger = logger.With(slog.String("event_type", Type(m)))
+			}
+			logger.Error("handler ignores the end of its context", slog.String("consumer", message.HandlerNameFromCtx(handled)),
+				slog.String("message_uuid", m.UUID))
 		})
 		defer ctx.end()
 		m.SetContext(ctx)

@@ -221,7 +221,7 @@ func ofRun() []Setting {
 		},
 		{
 			Flag: "apply", Group: "This run", programs: []string{Consumer}, set: setApply,
-			Meaning: "Do what --move, --rename, --forget or --dead says.",
+			Meaning: "Do what --move, --rename, --forget, --dead or --leave-broker says.",
 		},
 		{
 			Flag: flagHelp, Group: "This run", programs: both, set: answered, Meaning: "Show this text and end.",

@@ -47,6 +47,9 @@ type Log interface {
 	Append(batch *pgx.Batch, topic string, messages ...*message.Message) error
 	// Wake tells who reads the topics, after the commit.
 	Wake(topics ...string)
+	// Refuse says why a message will be refused; it is called before the Nack. The log parks a message whose reason has
+	// Next(attempt int) (wait time.Duration, again bool), with its key, and delivers it again after the wait.
+	Refuse(m *message.Message, reason error)
 	// Subscriber returns the subscriber of a consumer, which delivers as many keys at a time.
 	Subscriber(consumer string, concurrency int) (message.Subscriber, error)
 	// Unread tells how old the oldest message is that the consumer has not passed; 0 when there is none, and false when there
@@ -257,11 +260,24 @@ func (c *Crossing) carry(ctx context.Context, messages []*message.Message) {
 	}
 }
 
-// leave has one message come again, after up to a minute. Its lock key waits, others go on.
+// leave has one message parked, and come again after up to a minute. Its lock key waits, others go on.
 func (c *Crossing) leave(m *message.Message, err error) {
 	c.logger.Error("a job cannot be stored in its database, it is tried again", slog.String("job_id", m.UUID), slog.Any("error", err))
+	c.log.Refuse(m, &strandedError{err})
 	m.Nack()
 }
+
+// strandedError is why a job does not cross. It is tried again however often it fails: nobody may lose one by a click.
+type strandedError struct{ err error }
+
+func (e *strandedError) Error() string { return e.err.Error() }
+func (e *strandedError) Unwrap() error { return e.err }
+
+// Next and Class tell the log what to do with the message.
+func (e *strandedError) Next(attempt int) (wait time.Duration, again bool) {
+	return Policy{WaitMin: time.Second, WaitMax: time.Minute}.wait(attempt), true
+}
+func (e *strandedError) Class() string { return "stranded" }
 
 // refused is true when Postgres does not take what a job holds, such as a letter that the database's encoding does not have.
 func refused(err error) bool {
@@ -288,13 +304,13 @@ func (t *Table) cross(ctx context.Context, jobs []Job) error {
 	return nil
 }
 
-// keepForgetting forgets what has crossed, once it cannot come again, until ctx ends.
+// keepForgetting forgets what has crossed, once it cannot come again, until ctx ends. It begins with a wait: what was parked, and
+// had crossed when every relay died, comes again before its note may go.
 func (c *Crossing) keepForgetting(ctx context.Context) {
-	for ctx.Err() == nil {
+	for sleep(ctx, c.table.config.CleanEvery); ctx.Err() == nil; sleep(ctx, c.table.config.CleanEvery) {
 		if err := c.forget(ctx); err != nil && ctx.Err() == nil {
 			c.logger.Debug("what has crossed is still remembered", slog.Any("error", err))
 		}
-		sleep(ctx, c.table.config.CleanEvery)
 	}
 }
 

@@ -21,6 +21,7 @@ type post struct {
 	oldest   time.Duration
 	unknown  bool
 	close    sync.Once
+	refused  sync.Map // the reasons, by the messages' ids
 }
 
 func newPost(messages ...*message.Message) *post {
@@ -33,6 +34,7 @@ func newPost(messages ...*message.Message) *post {
 
 func (*post) Append(*pgx.Batch, string, ...*message.Message) error { return nil }
 func (*post) Wake(...string)                                       {}
+func (p *post) Refuse(m *message.Message, reason error)            { p.refused.Store(m.UUID, reason) }
 func (p *post) Subscriber(string, int) (message.Subscriber, error) { return p, nil }
 func (p *post) Unread(context.Context, string, string) (time.Duration, bool, error) {
 	return p.oldest, !p.unknown, nil
@@ -70,6 +72,12 @@ func carryAll(t *testing.T, table *Table, messages ...*message.Message) (acknowl
 			acknowledged = append(acknowledged, true)
 		case <-m.Nacked():
 			acknowledged = append(acknowledged, false)
+			reason, _ := p.refused.Load(m.UUID)
+			if next, ok := reason.(*strandedError); !ok {
+				t.Errorf("a message is refused for %v: it stays open, and the log cannot pass it", reason)
+			} else if wait, again := next.Next(1000); !again || wait > time.Minute {
+				t.Errorf("it is tried again after %s: %t", wait, again)
+			}
 		case <-time.After(patience):
 			t.Fatal("a message is not answered")
 		}

@@ -63,7 +63,8 @@
 // again, and job_crossed knows it, also when the job has run and is gone by then.
 //
 // An id is forgotten when it came more than a week ago and the relay has passed every message of nearly that age. While it has
-// not, or too many wait to say, nothing is forgotten.
+// not, or too many wait to say, nothing is forgotten. One that the database refuses is parked in the log, which counts as passed: it
+// has not come yet.
 //
 // # What can go wrong
 //

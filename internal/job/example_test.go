@@ -64,6 +64,44 @@ func ExampleTable_Append() {
 	})
 }
 
+// InvoiceOverdue is an event.
+type InvoiceOverdue struct {
+	InvoiceID uuid.UUID `json:"invoice_id"`
+}
+
+func (InvoiceOverdue) EventType() string  { return "invoice.overdue" }
+func (e InvoiceOverdue) EventKey() string { return e.InvoiceID.String() }
+
+// Invoice is an aggregate. It records what happens to it.
+type Invoice struct{ events domain.Recorder }
+
+func (i *Invoice) Recorded() *domain.Recorder { return &i.events }
+
+// OverdueCheck is a kind of job that records an event.
+type OverdueCheck struct {
+	InvoiceID uuid.UUID `json:"invoice_id"`
+}
+
+func (OverdueCheck) Kind() string { return "overdue-check" }
+
+// An event at a time: a job that records it then, if it is still to be.
+func ExampleAt() {
+	dueAt := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	_ = manager.Do(ctx, func(_ context.Context, w *uow.Work) error {
+		w.Enqueue(OverdueCheck{invoice}, job.At(dueAt))
+		return nil
+	})
+	workers := job.NewWorkers()
+	_ = job.Handle(workers, func(ctx context.Context, args OverdueCheck) error {
+		return manager.Do(ctx, func(_ context.Context, w *uow.Work) error { // takes effect once for the job
+			i := &Invoice{} // loaded inside
+			w.Track(i)
+			i.events.Record(InvoiceOverdue{args.InvoiceID})
+			return nil
+		})
+	})
+}
+
 // Jobs in another database than the use cases'. Every process that runs jobs runs the relay.
 func ExampleNewCrossing() {
 	err := log.Provision(ctx, []string{job.CrossingTopic}, []postgres.Subscription{

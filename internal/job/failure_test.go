@@ -294,19 +294,12 @@ func TestDeadJobsAreRetriedAndDiscarded(t *testing.T) {
 	if g := groups[0]; g.Queue != DefaultQueue || g.Class != "permanent" || g.Error != failing.Error() {
 		t.Errorf("the group is %+v", g)
 	}
-	for _, c := range []struct {
-		which Selection
-		want  int
-	}{
-		{Selection{}, 0}, {Selection{Queue: DefaultQueue}, 4}, {Selection{Queue: "other"}, 0}, {Selection{IDs: ids[1:]}, 2},
-		{Selection{Queue: DefaultQueue, Fingerprint: groups[0].Fingerprint}, 3}, {Selection{Queue: "other", IDs: ids}, 0},
-	} {
-		n, err := table.CountDead(t.Context(), c.which)
-		listed, listErr := table.DeadJobs(t.Context(), c.which)
-		if n != c.want || len(listed) != c.want || err != nil || listErr != nil {
-			t.Errorf("%+v means %d and lists %d, want %d: %v, %v", c.which, n, len(listed), c.want, err, listErr)
-		}
-	}
+	meansDead(t, table, Selection{}, 0)
+	meansDead(t, table, Selection{Queue: DefaultQueue}, 4)
+	meansDead(t, table, Selection{Queue: "other"}, 0)
+	meansDead(t, table, Selection{IDs: ids[1:]}, 2)
+	meansDead(t, table, Selection{Queue: DefaultQueue, Fingerprint: groups[0].Fingerprint}, 3)
+	meansDead(t, table, Selection{Queue: "other", IDs: ids}, 0)
 	check("nothing selected", 0, table.Discard, Selection{IDs: []uuid.UUID{}})
 	check("another queue's", 0, table.Discard, Selection{Queue: "other"})
 	check("discard one", 1, table.Discard, Selection{IDs: ids[:1]})
@@ -329,6 +322,16 @@ func TestDeadJobsAreRetriedAndDiscarded(t *testing.T) {
 	o.await(t, 4)
 	if _, err := table.Get(t.Context(), uuid.New()); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an unknown job: %v", err)
+	}
+}
+
+// meansDead checks how many dead jobs are counted and listed.
+func meansDead(t *testing.T, table *Table, which Selection, want int) {
+	t.Helper()
+	n, err := table.CountDead(t.Context(), which)
+	listed, listErr := table.DeadJobs(t.Context(), which)
+	if n != want || len(listed) != want || err != nil || listErr != nil {
+		t.Errorf("%+v means %d and lists %d, want %d: %v, %v", which, n, len(listed), want, err, listErr)
 	}
 }
 

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"reflect"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -114,6 +116,7 @@ func (w *Workers) handle(m *message.Message, before []func(context.Context) erro
 		ctx, cancel = context.WithTimeoutCause(ctx, h.policy.Timeout, ErrTimeout)
 		defer cancel()
 	}
+	defer watch(ctx, kind)()
 	for _, b := range before {
 		if err == nil {
 			err = b(ctx)
@@ -126,6 +129,23 @@ func (w *Workers) handle(m *message.Message, before []func(context.Context) erro
 		return &timeoutError{err}
 	}
 	return err
+}
+
+// stuckGrace is how long after the end of its time a handler that still runs is named in the log.
+const stuckGrace = 5 * time.Second
+
+// watch names a handler that runs on when its time is over, unless it is called off before.
+func watch(ctx context.Context, kind string) (off func()) {
+	d, ok := deliveryOf(ctx)
+	end, limited := ctx.Deadline()
+	if !ok || !limited || d.worker == nil {
+		return func() {}
+	}
+	timer := time.AfterFunc(time.Until(end)+stuckGrace, func() {
+		d.worker.table.logger.Error("the handler of a job ignores that its time is over", slog.String("job_kind", kind),
+			slog.String("job_id", d.row.id.String()))
+	})
+	return func() { timer.Stop() }
 }
 
 // unknownKindError refuses a job that this program has no handler for. A newer one may have it, so it is tried again.

@@ -2,15 +2,18 @@ package job
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -148,6 +151,38 @@ func TestPausedWorkerLosesItsJobs(t *testing.T) {
 	awaitState(t, table, id, StateCompleted)
 	if n := value[int](t, table.pool, `select attempt from postbus.jobs where id = $1`, id); n != 2 {
 		t.Errorf("%d attempts", n)
+	}
+}
+
+// TestHandlerThatIgnoresItsTimeoutIsNamed soon after its time is over, by its kind; one that heeds it is not.
+func TestHandlerThatIgnoresItsTimeoutIsNamed(t *testing.T) {
+	t.Parallel()
+	const named = `msg="the handler of a job ignores that its time is over" job_kind=test-note job_id=`
+	for heeds, want := range map[bool]string{false: named, true: ""} {
+		synctest.Test(t, func(t *testing.T) {
+			var said bytes.Buffer
+			w := NewWorkers()
+			err := Handle(w, func(ctx context.Context, _ note) error {
+				<-ctx.Done()
+				if !heeds {
+					<-time.After(10 * time.Second)
+				}
+				return nil
+			}, Policy{Timeout: time.Minute})
+			if err != nil {
+				t.Fatal(err)
+			}
+			log := &Table{logger: slog.New(slog.NewTextHandler(&said, nil))}
+			d := newDelivery(t.Context(), &worker{table: log}, row{kind: "test-note", args: []byte(`{}`)}, DefaultQueue)
+			if err := w.Handler()(d.message()); err != nil {
+				t.Error(err)
+			}
+			<-time.After(time.Hour)
+			synctest.Wait()
+			if got := said.String(); (want == "") != (got == "") || !strings.Contains(got, want) {
+				t.Errorf("with a handler that heeds its timeout (%t) the log says %q", heeds, got)
+			}
+		})
 	}
 }
 

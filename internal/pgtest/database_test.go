@@ -137,7 +137,7 @@ func TestHashTellsMigrationsApart(t *testing.T) {
 	}
 }
 
-// TestUser is what TestManyPackagesAtOnce runs in processes of its own; by itself it is one more test.
+// TestUser is what TestManyPackagesAtOnceOnAnEmptyMachine runs in processes of its own; by itself it is one more test.
 func TestUser(t *testing.T) {
 	t.Parallel()
 	sets := []migrate.Set{{Name: "user", Schema: "public", FS: fstest.MapFS{"0001_t.sql": {Data: []byte("CREATE TABLE t ()")}}}}

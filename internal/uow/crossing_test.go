@@ -197,6 +197,47 @@ func TestJobsOfALockKeyCrossInTheOrderOfTheirCommits(t *testing.T) {
 	}
 }
 
+// TestOneThatCannotCrossIsParked: more jobs than the log delivers beyond an open message cross while their database refuses
+// one. It is never dead, and crosses when its database takes it.
+func TestOneThatCannotCrossIsParked(t *testing.T) {
+	t.Parallel()
+	a := newApartOnShared(t)
+	for _, statement := range []string{
+		`create function refuse() returns trigger language plpgsql as $$ begin raise exception using errcode = '22P05'; end $$`,
+		`create trigger refuse before insert on postbus.jobs for each row when (new.args like '%odd%') execute function refuse()`,
+	} {
+		if _, err := a.jobs.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put := func(n int, door string) {
+		t.Helper()
+		if err := a.Do(t.Context(), func(_ context.Context, w *uow.Work) error {
+			for i := range n {
+				w.Enqueue(polish{fmt.Sprint(door, i)})
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const commits, each = 3, 900
+	put(1, "odd")
+	for range commits {
+		put(each, "even")
+	}
+	a.relay(t)
+	a.awaitArrivals(t, commits*each)
+	a.awaitPassed(t)
+	if status, _, err := a.log.Status(t.Context(), crossingOfJobs); err != nil || status.Parked != 1 || status.Dead != 0 {
+		t.Errorf("the log has %+v, %v", status, err)
+	}
+	if _, err := a.jobs.Exec(t.Context(), `drop trigger refuse on postbus.jobs`); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitArrivals(t, commits*each+1)
+}
+
 // TestCommitsGoOnWhileTheJobsDatabaseIsAway: a job is on its way when the commit stands, whether or not anybody is there.
 func TestCommitsGoOnWhileTheJobsDatabaseIsAway(t *testing.T) {
 	t.Parallel()

@@ -213,6 +213,56 @@ func TestJobsInARepeatableReadDatabase(t *testing.T) {
 	}
 }
 
+// TestEventAtATime: a job at that time records it. It is not there before, and then once, although the job comes again.
+func TestEventAtATime(t *testing.T) {
+	t.Parallel()
+	f, table := newJobFixture(t)
+	workers := job.NewWorkers()
+	err := job.Handle(workers, func(ctx context.Context, p polish) error {
+		err := f.Do(ctx, func(_ context.Context, w *uow.Work) error {
+			d := &door{}
+			w.Track(d)
+			d.recorder.Record(opened{ID: p.Door})
+			return nil
+		})
+		if running, _ := job.Current(ctx); err == nil && running.Attempt == 1 {
+			return job.RetryAfter(0, errors.New("after the commit"))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Do(t.Context(), func(_ context.Context, w *uow.Work) error {
+		w.Enqueue(polish{"later"}, job.At(time.Now().Add(time.Hour)))
+		w.Enqueue(polish{"now"})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer f.runJobs(t, table, workers)()
+	recordedWhen := func(completed int, want ...string) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; <-time.After(5 * time.Millisecond) { // it has no signal
+			if len(f.column(t, `select args from postbus.jobs where state = 'completed'`)) == completed {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the jobs have not run")
+			}
+		}
+		got := f.column(t, `select convert_from(payload, 'UTF8')::json->>'id' from postbus.topic_door order by position`)
+		if !slices.Equal(got, want) {
+			t.Errorf("with %d jobs completed the events are of %q, want %q", completed, got, want)
+		}
+	}
+	recordedWhen(1, "now")
+	if _, err := f.pool.Exec(t.Context(), `update postbus.jobs set run_at = now() where state = 'waiting'`); err != nil {
+		t.Fatal(err)
+	}
+	recordedWhen(2, "now", "later")
+}
+
 // runJobs runs the default queue's jobs under the bus's router, as a program does.
 func (f fixture) runJobs(t *testing.T, table *job.Table, workers *job.Workers) (stop func()) {
 	t.Helper()

@@ -140,10 +140,18 @@ func (r *brokerage) maintain(ctx context.Context) {
 }
 
 func (r *brokerage) close() error {
-	if r == nil {
+	if r == nil || r.broker == nil { // or it was opened to be read
 		return nil
 	}
 	return r.broker.Close()
+}
+
+// Broker says in a few words which broker carries the events, if one does.
+func (b *Backbone) Broker() string {
+	if b.broker == nil {
+		return ""
+	}
+	return b.broker.address.String()
 }
 
 // read is the log that consumers read: the one that the application publishes to, or that of what arrives from a broker.

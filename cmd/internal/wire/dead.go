@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/user"
 	"strings"
@@ -23,13 +24,31 @@ import (
 // payloadFileMax is how much of a file is read for a payload; the log's own limit is below.
 const payloadFileMax = 1 << 20
 
+// ReadDead is Dead for what only reads, list and show: nothing is made and nothing is handed over.
+func ReadDead(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, say func(string)) (err error) {
+	b, err := openToRead(ctx, c, logger, say)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	for _, s := range subscriptions(b.consumers) { // without BROKER_URL where it was set, nothing would be found dead
+		if _, _, err := b.read().Status(ctx, s); err != nil {
+			return explainRead(err)
+		}
+	}
+	return b.Dead(ctx, out, c)
+}
+
 // Dead lists, shows or resolves the events that consumers have given up, and the jobs, as the settings say.
 func (b *Backbone) Dead(ctx context.Context, out io.Writer, c config.Config) error {
 	switch {
 	case c.Dead == "list":
 		return b.listDead(ctx, out)
 	case c.WhichQueue != "":
-		return b.deadJobs(ctx, out, c)
+		if err := b.reachJobs(ctx); err != nil {
+			return err
+		}
+		return b.explainJobs(b.deadJobs(ctx, out, c))
 	}
 	which := postgres.Dead{Consumer: c.WhichConsumer, Group: c.WhichGroup, Event: c.WhichID}
 	if c.Dead == "show" {
@@ -125,13 +144,12 @@ func (b *Backbone) listDead(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	jobs, err := b.jobs.Dead(ctx)
-	if err != nil {
-		return err
-	}
+	jobs, unread := b.deadJobGroups(ctx) // events are listed without the jobs' database
 	if len(events)+len(jobs) == 0 {
-		_, err := fmt.Fprintln(out, "nothing is dead")
-		return err
+		if unread == nil {
+			_, err = fmt.Fprintln(out, "nothing is dead")
+		}
+		return errors.Join(err, unread)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	_, _ = fmt.Fprintln(table, "OF\tGROUP\tCOUNT\tSINCE\tTYPE\tWHY") // errors come up at Flush
@@ -148,7 +166,15 @@ func (b *Backbone) listDead(ctx context.Context, out io.Writer) error {
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print what is dead: %w", err)
 	}
-	return nil
+	return unread
+}
+
+func (b *Backbone) deadJobGroups(ctx context.Context) ([]job.Group, error) {
+	if err := b.reachJobs(ctx); err != nil {
+		return nil, err
+	}
+	groups, err := b.jobs.Dead(ctx)
+	return groups, b.explainJobs(err)
 }
 
 func (b *Backbone) showDeadJobs(ctx context.Context, out io.Writer, which job.Selection) error {

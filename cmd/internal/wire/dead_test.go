@@ -124,3 +124,48 @@ func await(t *testing.T, what string, done func() bool) {
 		}
 	}
 }
+
+// TestReadingTheDeadMakesNothing: neither tables where there are none, nor the hand-over to a broker.
+func TestReadingTheDeadMakesNothing(t *testing.T) {
+	t.Parallel()
+	settings := config.Config{
+		Program: config.Consumer, DatabaseURL: pgtest.URL(t), DataDir: pgtest.Dir(t), PublicURL: "http://localhost",
+		SecretKey: []byte(strings.Repeat("k", 32)), SMTPURL: "smtp://127.0.0.1:1",
+	}
+	logger, say := slog.New(slog.DiscardHandler), func(string) {}
+	list := settings
+	list.Dead = "list"
+	var out bytes.Buffer
+	if err := ReadDead(t.Context(), list, &out, logger, say); !errors.Is(err, errNothingSetUp) {
+		t.Errorf("before the first start: %v", err)
+	}
+	pool := pgtest.Open(t, settings.DatabaseURL)
+	value := func(query string) (n int) {
+		t.Helper()
+		if err := pool.QueryRow(t.Context(), query).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := value(`SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'postbus%'`); n > 0 {
+		t.Errorf("%d schemas were made", n)
+	}
+	b, err := Open(t.Context(), settings, logger, say)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadDead(t.Context(), list, &out, logger, say); err != nil || out.String() != "nothing is dead\n" {
+		t.Errorf("after it: %v, %q", err, &out)
+	}
+	list.BrokerURL = "memory://?volatile=yes"
+	if err := ReadDead(t.Context(), list, &out, logger, say); !errors.Is(err, errNothingSetUp) {
+		t.Errorf("with a broker that no program has used: %v", err)
+	}
+	if n := value(`SELECT count(*) FROM postbus.consumers WHERE handed_over IS NOT NULL`) +
+		value(`SELECT count(*) FROM pg_namespace WHERE nspname = 'postbus_inbound'`); n > 0 {
+		t.Error("the consumers were handed over")
+	}
+}

@@ -37,7 +37,7 @@ const jobsRetryMax = 5 * time.Second
 // A database of its own may be away: what is enqueued waits until it is there.
 func (b *Backbone) openJobs(ctx context.Context, c config.Config) (jobs uow.Jobs, err error) {
 	if c.JobsDatabaseURL == "" {
-		if b.jobs, err = job.Open(b.database.pool, job.Config{}, b.logger); err != nil {
+		if b.jobs, err = job.Open(b.database.pool, job.Config{Version: config.Version()}, b.logger); err != nil {
 			return nil, err
 		}
 		return b.jobs, nil
@@ -52,7 +52,7 @@ func (b *Backbone) openJobs(ctx context.Context, c config.Config) (jobs uow.Jobs
 	} else if away {
 		b.Notes = append(b.Notes, fmt.Sprintf("jobs wait: postgres at %s does not answer (%s)", apart.place(), cause(err)))
 	}
-	if b.jobs, err = job.Open(apart.pool, job.Config{}, b.logger); err != nil {
+	if b.jobs, err = job.Open(apart.pool, job.Config{Version: config.Version()}, b.logger); err != nil {
 		return nil, err
 	}
 	apart.relay = job.NewCrossing(b.log, b.jobs)
@@ -129,6 +129,34 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// reachJobs tells in a sentence that a database for jobs does not answer.
+func (b *Backbone) reachJobs(ctx context.Context) error {
+	if b.jobsApart == nil {
+		return nil
+	}
+	err := b.jobsApart.pool.Ping(ctx)
+	switch place := b.jobsApart.place(); {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("reach the database for jobs: %w", context.Cause(ctx))
+	case b.jobsApart.refusal(err) != "":
+		return fmt.Errorf("jobs cannot be read: postgres at %s %s", place, b.jobsApart.refusal(err))
+	default:
+		return fmt.Errorf("jobs cannot be read: postgres at %s does not answer (%s); start it, or set %s to another", place, cause(err),
+			settingJobsDatabase)
+	}
+}
+
+// explainJobs puts into a sentence that there is no work table yet. It returns other errors as they are.
+func (b *Backbone) explainJobs(err error) error {
+	if b.jobsApart == nil || !isMissing(err) {
+		return explainRead(err)
+	}
+	return fmt.Errorf("postgres at %s has no tables for jobs yet; an app or consumer that runs with %s makes them", b.jobsApart.place(),
+		settingJobsDatabase)
+}
+
 // cross carries jobs to a database of their own until ctx ends.
 func (b *Backbone) cross(ctx context.Context) error {
 	if b.jobsApart == nil {
@@ -149,8 +177,8 @@ func (b *Backbone) withCrossing(topics []string, readers []postgres.Subscription
 // noteLeftBehind notes that jobs are where this program does not look for them, since JOB_QUEUE_DATABASE_URL was set, or unset.
 func (b *Backbone) noteLeftBehind(ctx context.Context) error {
 	if b.jobsApart == nil {
-		oldest, known, err := b.log.Unread(ctx, crossing.Consumer, crossing.Topic)
-		if oldest > 0 || !known {
+		status, _, err := b.log.Status(ctx, crossing)
+		if status.Waiting+status.Parked > 0 {
 			b.Notes = append(b.Notes, "jobs are on their way to another database; run with "+settingJobsDatabase+" until they are there")
 		}
 		return err

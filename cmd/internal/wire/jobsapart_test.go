@@ -199,3 +199,43 @@ func TestJobsThatAreLeftBehindAreSpokenOf(t *testing.T) {
 		t.Errorf("without it: %q", got)
 	}
 }
+
+// TestReadingWhileTheJobsDatabaseIsAway: --list and --dead=list print what there is of events, and then say in one sentence what is
+// wrong with the database for jobs.
+func TestReadingWhileTheJobsDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	const away = "postgres://127.0.0.1:1/nobody"
+	application := pgtest.URL(t)
+	b, err := openApart(t, application, away)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.breakAnEvent(t)
+	end := b.consuming(t, []string{"verification-email"})
+	eventually(t, b.database.pool, `select exists (select from postbus.parked where state = 'held')`)
+	end()
+	for jobs, want := range map[string]string{
+		away: "jobs cannot be read: postgres at 127.0.0.1:1 does not answer (nothing listens there); start it, or set " +
+			"JOB_QUEUE_DATABASE_URL to another",
+		pgtest.URL(t): " has no tables for jobs yet; an app or consumer that runs with JOB_QUEUE_DATABASE_URL makes them",
+	} {
+		logger, say := slog.New(slog.DiscardHandler), func(string) {}
+		c := apartSettings(t, application, jobs)
+		c.Program, c.List = config.Consumer, true
+		var out bytes.Buffer
+		if err := List(t.Context(), c, &out, logger, say); err == nil || !strings.HasSuffix(err.Error(), want) ||
+			!strings.Contains(out.String(), "\njobs:crossing ") {
+			t.Errorf("--list says %v, want %s\n%s", err, want, &out)
+		}
+		c.List, c.Dead = false, "list"
+		out.Reset()
+		if err := ReadDead(t.Context(), c, &out, logger, say); err == nil || !strings.HasSuffix(err.Error(), want) ||
+			!strings.Contains(out.String(), "\nverification-email ") {
+			t.Errorf("--dead=list says %v, want %s\n%s", err, want, &out)
+		}
+		c.Dead, c.WhichQueue = "show", "outgoing-mail"
+		if err := ReadDead(t.Context(), c, &out, logger, say); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("--dead=show says %v, want %s", err, want)
+		}
+	}
+}

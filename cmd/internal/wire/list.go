@@ -15,11 +15,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/account"
 	"postbus/internal/broker/postgres"
-	"postbus/internal/bus"
 	"postbus/internal/config"
 	"postbus/internal/job"
 	"postbus/internal/relay"
@@ -31,25 +29,16 @@ var errNothingSetUp = errors.New("nothing was set up yet; start the app first")
 // anything to do, and the types of events, or kinds of jobs, that it takes. It only reads: neither a table nor a consumer's
 // place is made, and no private Postgres where there was none.
 func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, say func(string)) (err error) {
-	if c.DatabaseURL == "" {
-		if err := checkUse(c.DataDir); err != nil {
-			return err
-		}
-	}
-	all, err := consumers(new(account.Service)) // which handles nothing here
+	b, err := openToRead(ctx, c, logger, say)
 	if err != nil {
 		return err
 	}
-	d, err := openDatabase(ctx, c, say)
+	defer func() { err = errors.Join(err, b.Close()) }()
+	rows, err := b.rows()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
-	rows, err := rowsOf(c, d.pool, all, logger)
-	if err != nil {
-		return err
-	}
-	connected, err := sessions(ctx, d.pool)
+	connected, err := sessions(ctx, b.database.pool)
 	if err != nil {
 		return err
 	}
@@ -59,16 +48,12 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 		status, known, err := r.log.Status(ctx, r.Subscription)
 		switch {
 		case isMissing(err) && r.Consumer == crossing.Consumer: // no program has had jobs apart yet
-		case isMissing(err):
-			return errNothingSetUp
-		case errors.Is(err, postgres.ErrHandedOver):
-			return errNeedsBroker
 		case err != nil:
-			return err
+			return explainRead(err)
 		}
 		writeRow(table, r, status, known, resting(connected, r.Consumer))
 	}
-	err = listQueues(ctx, c, d, table, connected, logger)
+	err = b.listQueues(ctx, table, connected)
 	if failure := table.Flush(); failure != nil { // also what there is without the jobs' database
 		return errors.Join(err, fmt.Errorf("print consumers: %w", failure))
 	}
@@ -76,25 +61,14 @@ func List(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logg
 }
 
 // listQueues writes the rows of the queues, which may be in a database of their own.
-func listQueues(ctx context.Context, c config.Config, d *database, table io.Writer, connected []string, logger *slog.Logger) (err error) {
-	if c.JobsDatabaseURL != "" {
-		d = &database{setting: settingJobsDatabase}
-		if err := d.open(ctx, c.JobsDatabaseURL, sessionName(c)); err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, d.close()) }()
-	}
-	jobs, err := job.Open(d.pool, job.Config{}, logger)
-	if err != nil {
+func (b *Backbone) listQueues(ctx context.Context, table io.Writer, connected []string) error {
+	if err := b.reachJobs(ctx); err != nil {
 		return err
 	}
 	for _, q := range queues() {
-		status, err := jobs.QueueStatus(ctx, q.name)
-		if isMissing(err) {
-			return errNothingSetUp
-		}
+		status, err := b.jobs.QueueStatus(ctx, q.name)
 		if err != nil {
-			return err
+			return b.explainJobs(err)
 		}
 		writeQueue(table, config.QueuePrefix+q.name, status, resting(connected, config.QueuePrefix+q.name))
 	}
@@ -113,6 +87,63 @@ func checkUse(dir string) error {
 	return nil
 }
 
+// openToRead opens what is there, to be read: neither table nor place is made, and nothing is handed over. The error is for a
+// person to read.
+func openToRead(ctx context.Context, c config.Config, logger *slog.Logger, say func(string)) (*Backbone, error) {
+	if c.DatabaseURL == "" {
+		if err := checkUse(c.DataDir); err != nil {
+			return nil, err
+		}
+	}
+	b := &Backbone{logger: logger}
+	var err error
+	if b.consumers, err = consumers(new(account.Service)); err != nil { // which handles nothing here
+		return nil, err
+	}
+	if b.database, err = openDatabase(ctx, c, say); err != nil {
+		return nil, err
+	}
+	if err := b.openTables(ctx, c); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+// openTables opens the logs and the work table, where programs with these settings have them.
+func (b *Backbone) openTables(ctx context.Context, c config.Config) (err error) {
+	if b.log, err = postgres.Open(b.database.pool, postgres.Config{}, b.logger); err != nil {
+		return err
+	}
+	if c.BrokerURL != "" {
+		b.broker = &brokerage{}
+		if b.broker.inbound, err = postgres.Open(b.database.pool, postgres.Config{Schema: inboundSchema}, b.logger); err != nil {
+			return err
+		}
+	}
+	pool := b.database.pool
+	if c.JobsDatabaseURL != "" {
+		b.jobsApart = &jobsApart{database: &database{setting: settingJobsDatabase}, application: pool}
+		if err := b.jobsApart.open(ctx, c.JobsDatabaseURL, sessionName(c)); err != nil {
+			return err
+		}
+		pool = b.jobsApart.pool
+	}
+	b.jobs, err = job.Open(pool, job.Config{}, b.logger)
+	return err
+}
+
+// explainRead puts into a sentence that programs have not made what was to be read, or have it elsewhere. It returns other errors
+// as they are.
+func explainRead(err error) error {
+	switch {
+	case isMissing(err):
+		return errNothingSetUp
+	case errors.Is(err, postgres.ErrHandedOver):
+		return errNeedsBroker
+	}
+	return err
+}
+
 func isMissing(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == stateUndefinedTable
@@ -125,26 +156,15 @@ type listed struct {
 	types string
 }
 
-// rowsOf are the lines of the consumers, and with a broker those of what is on its way there.
-func rowsOf(c config.Config, pool *pgxpool.Pool, consumers []*bus.Consumer, logger *slog.Logger) ([]listed, error) {
-	published, err := postgres.Open(pool, postgres.Config{}, logger)
-	if err != nil {
-		return nil, err
+// rows are the lines of the consumers, and with a broker those of what is on its way there.
+func (b *Backbone) rows() (rows []listed, err error) {
+	for i, s := range subscriptions(b.consumers) {
+		rows = append(rows, listed{Subscription: s, log: b.read(), types: strings.Join(b.consumers[i].Types(), ", ")})
 	}
-	read := published
-	if c.BrokerURL != "" {
-		if read, err = postgres.Open(pool, postgres.Config{Schema: inboundSchema}, logger); err != nil {
-			return nil, err
-		}
+	if b.jobsApart != nil {
+		rows = append(rows, listed{Subscription: crossing, log: b.log})
 	}
-	var rows []listed
-	for i, s := range subscriptions(consumers) {
-		rows = append(rows, listed{Subscription: s, log: read, types: strings.Join(consumers[i].Types(), ", ")})
-	}
-	if c.JobsDatabaseURL != "" {
-		rows = append(rows, listed{Subscription: crossing, log: published})
-	}
-	if c.BrokerURL == "" {
+	if b.broker == nil {
 		return rows, nil
 	}
 	types, err := catalogue()
@@ -152,7 +172,7 @@ func rowsOf(c config.Config, pool *pgxpool.Pool, consumers []*bus.Consumer, logg
 		return nil, err
 	}
 	for _, s := range relay.Subscriptions(types.Topics()) {
-		rows = append(rows, listed{Subscription: s, log: published, types: "all, to the broker"})
+		rows = append(rows, listed{Subscription: s, log: b.log, types: "all, to the broker"})
 	}
 	return rows, nil
 }

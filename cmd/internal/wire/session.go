@@ -70,11 +70,18 @@ func sessions(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
 func resting(sessions []string, consumer string) (processes []string) {
 	for _, name := range sessions {
 		words := strings.SplitN(name, " ", 4) // postbus, program, consumers, process
-		_, isRelay := relay.IsRelay(consumer) // which every program that runs consumers runs
-		if len(words) == 4 && (words[2] == runsAll || isRelay && words[2] != runsNone ||
-			slices.Contains(strings.Split(words[2], ","), consumer)) {
+		if len(words) == 4 && runsIt(words[2], consumer) {
 			processes = append(processes, words[3])
 		}
 	}
 	return processes
+}
+
+// runsIt tells whether a process that runs these runs the consumer: every one that runs consumers has the relays to a broker, and
+// every one that runs jobs has theirs.
+func runsIt(these, consumer string) bool {
+	names := strings.Split(these, ",")
+	_, isRelay := relay.IsRelay(consumer)
+	return these == runsAll || isRelay && these != runsNone || slices.Contains(names, consumer) ||
+		consumer == crossing.Consumer && slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, config.QueuePrefix) })
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -87,5 +88,16 @@ func TestSessionName(t *testing.T) {
 		if !strings.HasPrefix(name, "postbus "+runs+" ") || len(name) > 63 {
 			t.Errorf("%s: %q", runs, name)
 		}
+	}
+}
+
+// TestRelayOfJobsRunsWhereJobsDo, all of them or some.
+func TestRelayOfJobsRunsWhereJobsDo(t *testing.T) {
+	t.Parallel()
+	got := resting([]string{
+		"postbus app all a/1", "postbus app none a/2", "postbus consumer welcome-email,job:default a/3", "postbus consumer welcome-email a/4",
+	}, crossing.Consumer)
+	if want := []string{"a/1", "a/3"}; !slices.Equal(got, want) {
+		t.Errorf("it runs in %q, want %q", got, want)
 	}
 }
