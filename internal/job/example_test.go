@@ -96,7 +96,7 @@ func ExampleAt() {
 		return manager.Do(ctx, func(_ context.Context, w *uow.Work) error { // takes effect once for the job
 			i := &Invoice{} // loaded inside
 			w.Track(i)
-			i.events.Record(InvoiceOverdue{args.InvoiceID})
+			i.events.Record(InvoiceOverdue(args))
 			return nil
 		})
 	})
