@@ -22,6 +22,7 @@ import (
 
 const (
 	scheme          = "nats"
+	defaultPrefix   = "postbus"
 	duplicateWindow = 2 * time.Minute
 	requestTimeout  = 5 * time.Second
 	reconnectWait   = 250 * time.Millisecond
@@ -56,7 +57,9 @@ func Kind() broker.Kind {
 			Repeats: duplicateWindow, Replay: true, Age: true,
 		},
 		Check: func(a broker.Address) error { _, err := read(a); return err },
-		Open:  func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
+		// Hosts come and go; streams go by the prefix.
+		Identity: func(a broker.Address) string { return "nats, prefix " + a.Parameter("prefix", defaultPrefix) },
+		Open:     func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
 	}
 }
 
@@ -68,7 +71,7 @@ func read(a broker.Address) (s settings, err error) {
 		"credentials", "password_file"); err != nil {
 		return s, err
 	}
-	s = settings{address: a, prefix: a.Parameter("prefix", "postbus"), ca: a.Parameter("ca", ""),
+	s = settings{address: a, prefix: a.Parameter("prefix", defaultPrefix), ca: a.Parameter("ca", ""),
 		certificate: a.Parameter("cert", ""), key: a.Parameter("key", ""), credentials: a.Parameter("credentials", "")}
 	if !prefixPattern.MatchString(s.prefix) {
 		return s, &broker.URLError{Problem: "has a prefix that is not of small letters, digits and _"}
