@@ -111,6 +111,9 @@ func (s *settings) readNumbers() (err error) {
 	if s.retention, err = time.ParseDuration(a.Parameter("retention", "0s")); err != nil || s.retention < 0 {
 		return &broker.URLError{Problem: "has a parameter retention that is no time such as 720h"}
 	}
+	if s.retention > 0 && s.retention < duplicateWindow { // the server refuses to recognise repeats for longer than it has them
+		return &broker.URLError{Problem: fmt.Sprintf("has a parameter retention of less than %s", duplicateWindow)}
+	}
 	return nil
 }
 
@@ -254,14 +257,10 @@ func (p publisher) publish(topic string, m *message.Message) error {
 	ctx, cancel := context.WithTimeout(m.Context(), requestTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.sessionContext(), cancel)()
-	ack, err := p.js.PublishMsg(ctx, toNATS(p.subject(topic, m), m), jetstream.WithRetryAttempts(0))
-	if err != nil {
-		return err
-	}
-	if ack.Stream != p.stream(topic) {
-		return fmt.Errorf("it was stored in stream %q, which takes this stream's subjects", ack.Stream)
-	}
-	return nil
+	// Another stream may have come to take this one's subjects; it refuses the message.
+	_, err := p.js.PublishMsg(ctx, toNATS(p.subject(topic, m), m), jetstream.WithRetryAttempts(0),
+		jetstream.WithExpectStream(p.stream(topic)))
+	return err
 }
 
 func (b *Broker) stream(topic string) string { return b.prefix + "-" + topic }
