@@ -92,6 +92,9 @@ func TestBrokerTakesOver(t *testing.T) {
 	s.startConsumer()
 	s.confirm(link)
 	s.office.await(bert, welcome)
+	other := s.start(consumer, settings{"BROKER_URL": server.URL() + "?prefix=other"}) // it would leave what the first one has
+	other.says(&other.err, " reads over nats, prefix postbus, and BROKER_URL names nats, prefix other; ")
+	other.exits(1)
 	web.stop(os.Interrupt)
 	if n := len(s.office.of("", "")); n != 4 {
 		t.Errorf("%d letters, want 4", n)

@@ -58,6 +58,9 @@ type Kind struct {
 	Capabilities Capabilities
 	// Check returns what is wrong with a URL's parameters, without touching anything.
 	Check func(Address) error
+	// Identity names the broker that a URL means among all of the kind, without a password, for as long as it has the events:
+	// consumers that read from one do not change to another.
+	Identity func(Address) string
 	// Open makes the broker. It does not wait for a connection.
 	Open func(Address, *slog.Logger) (Broker, error)
 }

@@ -44,9 +44,11 @@ func TestParseRefuses(t *testing.T) {
 	for _, url := range []string{
 		"", "nats", "nats:host", "://host", "nats://u:p/w@host", "nats://u:p@w@host", "nats://u:p#w@host", "nats://:p@host",
 		"nats://u:%zz@host", "nats://host:port", "nats://a,,b", "nats://host?x", "nats://host?x=1&x=2", "nats://host?x=%zz",
+		"nats://u:p?w@host", "nats://u:12?w@host:4222", "nats://u:12?w&w=w@host", "nats://u:12?w",
 	} {
 		var refused *broker.URLError
-		if a, err := broker.Parse(url); !errors.As(err, &refused) || strings.Contains(err.Error(), "p@w") {
+		if a, err := broker.Parse(url); !errors.As(err, &refused) || strings.Contains(err.Error(), "p@w") ||
+			strings.Contains(err.Error(), `"w`) {
 			t.Errorf("%q: %s, %v", url, a, err)
 		}
 	}

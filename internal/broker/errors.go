@@ -14,7 +14,8 @@ type RefusedError struct{ Reason string }
 // Error is a sentence for a person, without a password.
 func (e *RefusedError) Error() string { return e.Reason }
 
-// GapError is returned when events of a partition were dropped by the broker before they were read.
+// GapError is returned when events of a partition were dropped by the broker before they were read. They can be sent again, but
+// once later ones were read they arrive behind these: the order within a key does not hold for them.
 type GapError struct {
 	Partition string
 	Events    uint64 // how many are missing, at most

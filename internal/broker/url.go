@@ -35,7 +35,8 @@ func Parse(raw string) (Address, error) {
 	}
 	rest, query, _ := strings.Cut(rest, "?")
 	hosts, path, _ := strings.Cut(rest, "/")
-	if strings.ContainsAny(rest, "#\\") || strings.Contains(path, "@") { // a character of the password was not encoded
+	// A character of the password was not encoded.
+	if strings.ContainsAny(rest, "#\\") || strings.Contains(path, "@") || strings.Contains(query, "@") {
 		return Address{}, errURL
 	}
 	a, err := parseHosts(Address{Scheme: scheme, Path: path, raw: raw}, hosts)
@@ -45,9 +46,9 @@ func Parse(raw string) (Address, error) {
 	if a.parameters, err = url.ParseQuery(query); err != nil {
 		return Address{}, errURL
 	}
-	for name, values := range a.parameters {
+	for _, values := range a.parameters {
 		if len(values) != 1 || values[0] == "" {
-			return Address{}, &URLError{fmt.Sprintf("has to name a value for %q, once", name)}
+			return Address{}, &URLError{"has to name a value for each parameter behind its question mark, once"}
 		}
 	}
 	return a, nil

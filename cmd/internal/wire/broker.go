@@ -53,6 +53,7 @@ func checkBroker(c config.Config) error {
 // brokerage is all that a BROKER_URL adds. A nil one is there to be asked, and does nothing.
 type brokerage struct {
 	address  broker.Address
+	identity string // broker.Kind's
 	broker   broker.Broker
 	inbound  *postgres.Log
 	relayOut *relay.Outbound
@@ -76,7 +77,7 @@ func (b *Backbone) openBroker(ctx context.Context, c config.Config, topics []str
 	if err := migrate.Up(ctx, pool, postgres.Migrations(inboundSchema)); err != nil {
 		return nil, b.database.explainSetUp(inboundSchema, err)
 	}
-	r := &brokerage{address: address}
+	r := &brokerage{address: address, identity: kind.Identity(address)}
 	if r.inbound, err = postgres.Open(pool, postgres.Config{Schema: inboundSchema, Retention: retention(c)}, b.logger); err != nil {
 		return nil, err
 	}
@@ -188,9 +189,14 @@ func (b *Backbone) provision(ctx context.Context, topics []string) error {
 		return b.database.explainSetUp(inboundSchema, err)
 	}
 	relays := relay.Subscriptions(topics)
-	err = b.log.HandOver(ctx, all, relays)
+	err = b.log.HandOver(ctx, all, relays, b.broker.identity)
 	var unfinished *postgres.UnfinishedError
-	if errors.As(err, &unfinished) {
+	var other *postgres.OtherBrokerError
+	switch {
+	case errors.As(err, &other):
+		return fmt.Errorf("%w, and BROKER_URL names %s; set it as it was, let the consumers finish, and have them leave "+
+			"the broker first with: go run ./cmd/consumer --leave-broker --apply", other, b.broker.identity)
+	case errors.As(err, &unfinished):
 		return fmt.Errorf("%w without a broker; let it finish with BROKER_URL unset, stop all programs that run it, and then set it",
 			unfinished)
 	}

@@ -33,6 +33,7 @@ func TestBrokerURLs(t *testing.T) {
 		"postgres://h/db?sslmode=x": "BROKER_URL must look like postgres://",
 		"nats://":                   "BROKER_URL must name one HOST:PORT",
 		"nats://one?replicas=many":  "BROKER_URL has a parameter replicas that is not 1 to 5",
+		"nats://one?retention=1m":   "BROKER_URL has a parameter retention of less than 2m0s",
 		"nats://one?tls=maybe":      "BROKER_URL has a parameter tls that is none of its values",
 		"nats://one?prefix=Shop":    "BROKER_URL has a prefix",
 		"nats://u:secr/et@one":      "BROKER_URL must look like",

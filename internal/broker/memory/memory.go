@@ -32,7 +32,8 @@ func Kind() broker.Kind {
 			}
 			return a.Known(volatileParameter)
 		},
-		Open: func(broker.Address, *slog.Logger) (broker.Broker, error) { return New(), nil },
+		Identity: func(broker.Address) string { return "memory" },
+		Open:     func(broker.Address, *slog.Logger) (broker.Broker, error) { return New(), nil },
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 
 const (
 	scheme          = "nats"
+	defaultPrefix   = "postbus"
 	duplicateWindow = 2 * time.Minute
 	requestTimeout  = 5 * time.Second
 	reconnectWait   = 250 * time.Millisecond
@@ -56,7 +57,9 @@ func Kind() broker.Kind {
 			Repeats: duplicateWindow, Replay: true, Age: true,
 		},
 		Check: func(a broker.Address) error { _, err := read(a); return err },
-		Open:  func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
+		// Hosts come and go; streams go by the prefix.
+		Identity: func(a broker.Address) string { return "nats, prefix " + a.Parameter("prefix", defaultPrefix) },
+		Open:     func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
 	}
 }
 
@@ -68,7 +71,7 @@ func read(a broker.Address) (s settings, err error) {
 		"credentials", "password_file"); err != nil {
 		return s, err
 	}
-	s = settings{address: a, prefix: a.Parameter("prefix", "postbus"), ca: a.Parameter("ca", ""),
+	s = settings{address: a, prefix: a.Parameter("prefix", defaultPrefix), ca: a.Parameter("ca", ""),
 		certificate: a.Parameter("cert", ""), key: a.Parameter("key", ""), credentials: a.Parameter("credentials", "")}
 	if !prefixPattern.MatchString(s.prefix) {
 		return s, &broker.URLError{Problem: "has a prefix that is not of small letters, digits and _"}
@@ -107,6 +110,9 @@ func (s *settings) readNumbers() (err error) {
 	}
 	if s.retention, err = time.ParseDuration(a.Parameter("retention", "0s")); err != nil || s.retention < 0 {
 		return &broker.URLError{Problem: "has a parameter retention that is no time such as 720h"}
+	}
+	if s.retention > 0 && s.retention < duplicateWindow { // the server refuses to recognise repeats for longer than it has them
+		return &broker.URLError{Problem: fmt.Sprintf("has a parameter retention of less than %s", duplicateWindow)}
 	}
 	return nil
 }
@@ -251,14 +257,10 @@ func (p publisher) publish(topic string, m *message.Message) error {
 	ctx, cancel := context.WithTimeout(m.Context(), requestTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.sessionContext(), cancel)()
-	ack, err := p.js.PublishMsg(ctx, toNATS(p.subject(topic, m), m), jetstream.WithRetryAttempts(0))
-	if err != nil {
-		return err
-	}
-	if ack.Stream != p.stream(topic) {
-		return fmt.Errorf("it was stored in stream %q, which takes this stream's subjects", ack.Stream)
-	}
-	return nil
+	// Another stream may have come to take this one's subjects; it refuses the message.
+	_, err := p.js.PublishMsg(ctx, toNATS(p.subject(topic, m), m), jetstream.WithRetryAttempts(0),
+		jetstream.WithExpectStream(p.stream(topic)))
+	return err
 }
 
 func (b *Broker) stream(topic string) string { return b.prefix + "-" + topic }

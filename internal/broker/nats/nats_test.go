@@ -200,6 +200,9 @@ func TestStreamsOfOthers(t *testing.T) {
 		"other": {&jetstream.StreamConfig{Subjects: []string{"elsewhere.>"}}, "", "has the subjects"},
 		"fewer": {&jetstream.StreamConfig{}, "?provision=verify&replicas=3", "has 1 replicas, not 3"},
 		"young": {&jetstream.StreamConfig{MaxAge: time.Hour}, "?provision=verify&retention=48h", "keeps messages for 1h0m0s, not 48h0m0s"},
+		"brief": {&jetstream.StreamConfig{MaxAge: time.Hour}, "?provision=verify",
+			"keeps messages for 1h0m0s, not for ever; say retention=1h0m0s"},
+		"meant": {&jetstream.StreamConfig{MaxAge: time.Hour}, "?provision=verify&retention=1h0m0s", ""},
 		"right": {&jetstream.StreamConfig{}, "?provision=verify", ""},
 	}
 	for topic, test := range tests {

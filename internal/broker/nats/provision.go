@@ -119,6 +119,8 @@ func (b *Broker) unfit(found, wanted jetstream.StreamConfig) (problems []string)
 		{!slices.Equal(found.Subjects, wanted.Subjects), fmt.Sprintf("has the subjects %v, not %v", found.Subjects, wanted.Subjects)},
 		{b.verify && found.Replicas < wanted.Replicas,
 			fmt.Sprintf("has %d replicas, not %d; say replicas=%[1]d if that is meant", found.Replicas, wanted.Replicas)},
+		{b.verify && b.retention == 0 && found.MaxAge > 0,
+			fmt.Sprintf("keeps messages for %s, not for ever; say retention=%[1]s if that is meant", found.MaxAge)},
 		{b.verify && b.retention > 0 && found.MaxAge > 0 && found.MaxAge < b.retention,
 			fmt.Sprintf("keeps messages for %s, not %s", found.MaxAge, b.retention)},
 	}

@@ -32,13 +32,30 @@ func (e *UnfinishedError) Error() string {
 	return fmt.Sprintf("consumer %s %s", e.Consumer, left)
 }
 
+// OtherBrokerError is returned when consumers read from another broker than the one that is named.
+type OtherBrokerError struct {
+	Consumer string
+	Broker   string // that they read from
+}
+
+// Error says which one.
+func (e *OtherBrokerError) Error() string {
+	return fmt.Sprintf("consumer %s reads over %s", e.Consumer, e.Broker)
+}
+
 // HandOver makes relays of topics read this log in the place of consumers, which read what the relays carry elsewhere. It
 // happens at one moment: what has committed before was handled by each consumer, and what commits later is the relays'.
 // Where a consumer has not handled all, or is running, nothing is changed and an *UnfinishedError returned. A
 // consumer that was handed over already, or was never known here, is none of these. Afterwards Provision refuses the consumers.
-func (l *Log) HandOver(ctx context.Context, consumers, relays []Subscription) error {
+//
+// The identity, that of a broker.Kind, says which broker that is. Where any consumer reads from another one nothing is changed,
+// and an *OtherBrokerError returned: what the other one has would be left there.
+func (l *Log) HandOver(ctx context.Context, consumers, relays []Subscription, identity string) error {
 	err := l.change(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(provisionLock)); err != nil {
+			return err
+		}
+		if err := l.sameBroker(ctx, tx, identity); err != nil {
 			return err
 		}
 		old, err := l.notHandedOver(ctx, tx, consumers)
@@ -64,7 +81,7 @@ func (l *Log) HandOver(ctx context.Context, consumers, relays []Subscription) er
 				return err
 			}
 		}
-		return l.markHandedOver(ctx, tx, old, now)
+		return l.markHandedOver(ctx, tx, old, now, identity)
 	})
 	if err != nil {
 		return fmt.Errorf("hand consumers over: %w", err)
@@ -114,7 +131,7 @@ func (l *Log) TakeBack(ctx context.Context, from *Log, consumers, relays []Subsc
 // takeBack puts one consumer at the place, if it has been handed over and has handled all.
 func (l *Log) takeBack(ctx context.Context, tx pgx.Tx, from *Log, s Subscription, p place) error {
 	missing := 0
-	err := tx.QueryRow(ctx, `UPDATE `+l.table("consumers")+` AS c SET handed_over = NULL
+	err := tx.QueryRow(ctx, `UPDATE `+l.table("consumers")+` AS c SET handed_over = NULL, broker = NULL
 		FROM `+l.table("consumers")+` AS before
 		WHERE c.consumer = $1 AND before.consumer = $1 AND before.handed_over IS NOT NULL
 		RETURNING (SELECT count(*) FROM (SELECT FROM `+l.topicTable(s.Topic)+` AS t
@@ -193,11 +210,30 @@ func (l *Log) finished(ctx context.Context, tx pgx.Tx, s Subscription) error {
 	return nil
 }
 
-func (l *Log) markHandedOver(ctx context.Context, tx pgx.Tx, consumers []Subscription, now string) error {
+// sameBroker returns an *OtherBrokerError where a consumer was handed over to another broker.
+func (l *Log) sameBroker(ctx context.Context, tx pgx.Tx, identity string) error {
+	if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET broker = $1
+		WHERE handed_over IS NOT NULL AND broker IS NULL`, identity); err != nil {
+		return err
+	}
+	other := new(OtherBrokerError)
+	err := tx.QueryRow(ctx, `SELECT consumer, broker FROM `+l.table("consumers")+`
+		WHERE handed_over IS NOT NULL AND broker <> $1 ORDER BY consumer LIMIT 1`, identity).Scan(&other.Consumer, &other.Broker)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	}
+	return other
+}
+
+func (l *Log) markHandedOver(ctx context.Context, tx pgx.Tx, consumers []Subscription, now, identity string) error {
 	for _, s := range consumers {
-		if _, err := tx.Exec(ctx, `INSERT INTO `+l.table("consumers")+` AS c (consumer, topic, handed_over)
-			VALUES ($1, $2, $3::text::pg_snapshot) ON CONFLICT (consumer) DO UPDATE SET handed_over = excluded.handed_over`,
-			s.Consumer, s.Topic, now); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO `+l.table("consumers")+` AS c (consumer, topic, handed_over, broker)
+			VALUES ($1, $2, $3::text::pg_snapshot, $4)
+			ON CONFLICT (consumer) DO UPDATE SET handed_over = excluded.handed_over, broker = excluded.broker`,
+			s.Consumer, s.Topic, now, identity); err != nil {
 			return err
 		}
 	}

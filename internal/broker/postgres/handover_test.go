@@ -18,7 +18,41 @@ var (
 
 func handOver(t *testing.T, l *Log) error {
 	t.Helper()
-	return l.HandOver(t.Context(), mailerOfUsers, relayOfUsers)
+	return l.HandOver(t.Context(), mailerOfUsers, relayOfUsers, "one")
+}
+
+// TestHandOverToAnotherBroker: consumers that read from a broker have events there, so another one is refused until they have
+// been taken back. Who was handed over before the broker was noted is with the one that is named next.
+func TestHandOverToAnotherBroker(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t, Migrations(DefaultSchema), Migrations("inbound"))
+	l := openLog(t, pool, Config{}, "mailer")
+	from := openLog(t, pool, Config{Schema: "inbound"}, "mailer")
+	refused := func(what string) {
+		t.Helper()
+		for _, consumers := range [][]Subscription{mailerOfUsers, nil, {{Consumer: "new", Topic: "user"}}} {
+			var other *OtherBrokerError
+			err := l.HandOver(t.Context(), consumers, relayOfUsers, "another")
+			if !errors.As(err, &other) || *other != (OtherBrokerError{Consumer: "mailer", Broker: "one"}) {
+				t.Errorf("%s, %v: %v", what, consumers, err)
+			}
+		}
+	}
+	if err := handOver(t, l); err != nil {
+		t.Fatal(err)
+	}
+	refused("handed over")
+	execute(t, l, `update postbus.consumers set broker = null`)
+	if err := handOver(t, l); err != nil {
+		t.Fatal(err)
+	}
+	refused("handed over before it was noted")
+	if err := l.TakeBack(t.Context(), from, mailerOfUsers, relayOfUsers); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.HandOver(t.Context(), mailerOfUsers, relayOfUsers, "another"); err != nil {
+		t.Errorf("after they were taken back: %v", err)
+	}
 }
 
 // TestHandOver: the relay begins exactly where the consumers end, also with a transaction that is open meanwhile, and the

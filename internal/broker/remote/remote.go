@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -36,7 +38,15 @@ func Kind() broker.Kind {
 			Crash: true, Loss: "it loses commits, as in a failover to an asynchronous standby", Replay: true,
 		},
 		Check: func(a broker.Address) error { _, err := settings(a); return err },
-		Open:  func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
+		Identity: func(a broker.Address) string {
+			c, err := settings(a)
+			if err != nil { // Check has refused it
+				return scheme
+			}
+			return fmt.Sprintf("%s, database %s at %s", scheme, c.ConnConfig.Database,
+				net.JoinHostPort(c.ConnConfig.Host, strconv.Itoa(int(c.ConnConfig.Port))))
+		},
+		Open: func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
 	}
 }
 
