@@ -60,7 +60,7 @@ func (n *Inbound) follow(ctx context.Context, topic string) {
 			continue
 		case time.Since(told) >= tellEvery:
 			told = time.Now()
-			n.tell(ctx, topic, err)
+			n.tell(topic, err)
 		}
 		sleep(ctx, wait)
 		wait = min(2*wait, retryLast)
@@ -68,14 +68,15 @@ func (n *Inbound) follow(ctx context.Context, topic string) {
 }
 
 // tell says why the reading has stopped, and whether it will go on without anybody.
-func (n *Inbound) tell(ctx context.Context, topic string, err error) {
-	level, text := slog.LevelWarn, "reading from the broker was interrupted, will go on by itself"
+func (n *Inbound) tell(topic string, err error) {
+	attributes := []any{slog.String("topic", topic), slog.Any("error", err)}
 	var gap *broker.GapError
 	var refused *broker.RefusedError
 	if errors.As(err, &gap) || errors.As(err, &refused) {
-		level, text = slog.LevelError, "nothing is read from the broker until somebody does something about it"
+		n.logger.Error("nothing is read from the broker until somebody does something about it", attributes...)
+		return
 	}
-	n.logger.LogAttrs(ctx, level, text, slog.String("topic", topic), slog.Any("error", err))
+	n.logger.Warn("reading from the broker was interrupted, will go on by itself", attributes...)
 }
 
 // read stores what arrives until something fails. It returns postgres.ErrIntakeTaken while another process does so.

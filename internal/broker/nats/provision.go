@@ -119,10 +119,7 @@ func (b *Broker) unfit(found, wanted jetstream.StreamConfig) (problems []string)
 		{!slices.Equal(found.Subjects, wanted.Subjects), fmt.Sprintf("has the subjects %v, not %v", found.Subjects, wanted.Subjects)},
 		{b.verify && found.Replicas < wanted.Replicas,
 			fmt.Sprintf("has %d replicas, not %d; say replicas=%[1]d if that is meant", found.Replicas, wanted.Replicas)},
-		{b.verify && b.retention == 0 && found.MaxAge > 0,
-			fmt.Sprintf("keeps messages for %s, not for ever; say retention=%[1]s if that is meant", found.MaxAge)},
-		{b.verify && b.retention > 0 && found.MaxAge > 0 && found.MaxAge < b.retention,
-			fmt.Sprintf("keeps messages for %s, not %s", found.MaxAge, b.retention)},
+		{b.tooBrief(found) != "", b.tooBrief(found)},
 	}
 	for _, t := range tests {
 		if t.unfit {
@@ -130,6 +127,19 @@ func (b *Broker) unfit(found, wanted jetstream.StreamConfig) (problems []string)
 		}
 	}
 	return problems
+}
+
+// tooBrief tells how a stream of somebody else keeps messages for less than is meant; "" if it does not.
+func (b *Broker) tooBrief(found jetstream.StreamConfig) string {
+	switch {
+	case !b.verify || found.MaxAge == 0:
+		return ""
+	case b.retention == 0:
+		return fmt.Sprintf("keeps messages for %s, not for ever; say retention=%[1]s if that is meant", found.MaxAge)
+	case found.MaxAge < b.retention:
+		return fmt.Sprintf("keeps messages for %s, not %s", found.MaxAge, b.retention)
+	}
+	return ""
 }
 
 // Error codes of the server that no waiting will mend.

@@ -36,7 +36,7 @@ type lossy struct {
 
 func newLossy(t *testing.T, server, text string) *lossy {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at the end
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func newLossy(t *testing.T, server, text string) *lossy {
 			if err != nil {
 				return
 			}
-			server, err := net.Dial("tcp", server) //nolint:noctx // closed at the end
+			server, err := net.Dial("tcp", server)
 			if err != nil {
 				_ = client.Close()
 				continue
