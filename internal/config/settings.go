@@ -39,7 +39,7 @@ func tableOf(program string) []Setting {
 
 // table is every setting there is.
 func table() []Setting {
-	rows := slices.Concat(ofDatabase(), ofWeb(), ofMail(), ofLogs(), ofRun(), refused())
+	rows := slices.Concat(ofDatabase(), ofWeb(), ofMail(), ofLogs(), ofRun(), ofOperation(), ofAnswers(), refused())
 	for i, s := range rows {
 		if s.Flag == "" {
 			rows[i].Flag = strings.ReplaceAll(strings.ToLower(s.Name), "_", "-")
@@ -159,11 +159,6 @@ const (
 
 // ofRun are those that it makes no sense to keep in an environment.
 func ofRun() []Setting {
-	both := []string{App, Consumer}
-	answered := func(_ *Config, value string) error { // before any setting is looked at, if it is true
-		_, err := parseBool(value)
-		return err
-	}
 	return []Setting{
 		{
 			Flag: "only", Value: "NAME[,NAME]", Group: "This run", programs: []string{Consumer}, set: setOnly,
@@ -180,6 +175,12 @@ func ofRun() []Setting {
 			Meaning: "List the consumers and the queues of jobs, with what each takes, where it stands and which processes run it, " +
 				"and end. One that has had nothing to do for 10 s is resting; - is nobody.",
 		},
+	}
+}
+
+// ofOperation are those that change or look at something, and end.
+func ofOperation() []Setting {
+	return []Setting{
 		{
 			Flag: "move", Value: "NAME", Group: "This run", programs: []string{Consumer}, set: setMove,
 			Meaning: "Move a consumer to the place that --to names, and end. Without --apply it only says what that would do.",
@@ -223,6 +224,17 @@ func ofRun() []Setting {
 			Flag: "apply", Group: "This run", programs: []string{Consumer}, set: setApply,
 			Meaning: "Do what --move, --rename, --forget, --dead or --leave-broker says.",
 		},
+	}
+}
+
+// ofAnswers are those that are answered before any setting is looked at.
+func ofAnswers() []Setting {
+	both := []string{App, Consumer}
+	answered := func(_ *Config, value string) error { // before any setting is looked at, if it is true
+		_, err := parseBool(value)
+		return err
+	}
+	return []Setting{
 		{
 			Flag: flagHelp, Group: "This run", programs: both, set: answered, Meaning: "Show this text and end.",
 		},
