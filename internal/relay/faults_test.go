@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -33,22 +34,11 @@ type process interface {
 	Signal(signal syscall.Signal)
 }
 
-// servers are the brokers whose process is killed, cut off and stopped: scheme and how it is started.
+// servers are the brokers whose process is killed, cut off and stopped: scheme, and how one is started.
 func servers() map[string]func(*testing.T) process {
 	return map[string]func(*testing.T) process{
 		"nats":  func(t *testing.T) process { t.Helper(); return natstest.Start(t) },
 		"redis": func(t *testing.T) process { t.Helper(); return redistest.Start(t) },
-	}
-}
-
-// onEach does a test with a server of each broker.
-func onEach(t *testing.T, test func(t *testing.T, scheme string, server process)) {
-	t.Helper()
-	for scheme, start := range servers() {
-		t.Run(scheme, func(t *testing.T) {
-			t.Parallel()
-			test(t, scheme+"://", start(t))
-		})
 	}
 }
 
@@ -73,14 +63,17 @@ func stream(t *testing.T, url string) jetstream.Stream {
 // TestEventsTakeTheWay: commit, relay, broker, arrival, handler, each event once and in order.
 func TestEventsTakeTheWay(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, scheme string, server process) {
-		t.Helper()
-		w := newWay(t)
-		c := w.start(scheme+server.Addr(), 0)
-		w.write(50)
-		w.verify()
-		c.stop()
-	})
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			w := newWay(t)
+			c := w.start(scheme+"://"+server.Addr(), 0)
+			w.write(50)
+			w.verify()
+			c.stop()
+		})
+	}
 }
 
 // TestSecondPostgresIsKilled while it carries events, is away while others commit, and comes back.
@@ -106,97 +99,125 @@ func TestSecondPostgresIsKilled(t *testing.T) {
 // TestBrokerIsKilled while events are on their way, is away while others commit, and comes back with what it has stored.
 func TestBrokerIsKilled(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, scheme string, server process) {
-		t.Helper()
-		w := newWay(t)
-		c := w.start(scheme+server.Addr(), 0)
-		for round := range 3 {
-			written := make(chan struct{})
-			go func() {
-				defer close(written)
-				w.write(40)
-			}()
-			w.awaitEffects(w.effects() + 10*(round+1)) // in the middle of it
-			server.Kill()
-			<-written // commits need no broker
-			server.Start()
-		}
-		w.verify()
-		c.stop()
-	})
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			w := newWay(t)
+			c := w.start(scheme+"://"+server.Addr(), 0)
+			for round := range 3 {
+				written := make(chan struct{})
+				go func() {
+					defer close(written)
+					w.write(40)
+				}()
+				w.awaitEffects(w.effects() + 10*(round+1)) // in the middle of it
+				server.Kill()
+				<-written // commits need no broker
+				server.Start()
+			}
+			w.verify()
+			c.stop()
+		})
+	}
 }
 
 // TestBrokerIsUnreachable for a while: commits go on, a process may stop and another start, and what has waited goes out when
 // it is reached again.
 func TestBrokerIsUnreachable(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, scheme string, server process) {
-		t.Helper()
-		proxy := natstest.NewProxy(t, server.Addr())
-		w := newWay(t)
-		c := w.start(scheme+proxy.Addr(), 0)
-		w.write(10)
-		w.awaitEffects(w.total())
-		_, before := w.medianAndSlowest()
-		proxy.Cut()
-		w.writeFor(outage(t))
-		c.stop()
-		c = w.start(scheme+proxy.Addr(), 0)
-		w.write(5)
-		_, slowest := w.medianAndSlowest()
-		t.Logf("the slowest of %d commits took %s with the broker, and %s without", w.total(), before, slowest)
-		if got, sent := w.effects(), w.total(); got == sent {
-			t.Error("the broker was reached although the way was cut")
-		}
-		proxy.Mend()
-		w.verify()
-		c.stop()
-	})
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			proxy := natstest.NewProxy(t, server.Addr())
+			w := newWay(t)
+			c := w.start(scheme+"://"+proxy.Addr(), 0)
+			w.write(10)
+			w.awaitEffects(w.total())
+			_, before := w.medianAndSlowest()
+			proxy.Cut()
+			w.writeFor(outage(t))
+			c.stop()
+			c = w.start(scheme+"://"+proxy.Addr(), 0)
+			w.write(5)
+			_, slowest := w.medianAndSlowest()
+			t.Logf("the slowest of %d commits took %s with the broker, and %s without", w.total(), before, slowest)
+			if got, sent := w.effects(), w.total(); got == sent {
+				t.Error("the broker was reached although the way was cut")
+			}
+			proxy.Mend()
+			w.verify()
+			c.stop()
+		})
+	}
 }
 
 // TestBrokerIsSlow: each round trip takes long, and little goes through at a time. Commits know nothing of it, and what waits
 // goes out.
 func TestBrokerIsSlow(t *testing.T) {
 	t.Parallel()
-	const roundTrip, rate = 200 * time.Millisecond, 256 << 10
-	onEach(t, func(t *testing.T, scheme string, server process) {
-		t.Helper()
-		proxy := natstest.NewProxy(t, server.Addr())
-		w := newWay(t)
-		c := w.start(scheme+proxy.Addr(), 0)
-		w.write(10)
-		w.awaitEffects(w.total())
-		before, _ := w.medianAndSlowest()
-		proxy.Slow(roundTrip, rate)
-		w.write(20)
-		during, _ := w.medianAndSlowest()
-		t.Logf("half of the commits took up to %s, and %s with a slow broker", before, during)
-		if during > roundTrip/2 {
-			t.Errorf("commits wait for the broker")
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			slow(t, start(t).Addr(), func(way string) string { return scheme + "://" + way })
+		})
+	}
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		address, err := url.Parse(pgtest.URL(t))
+		if err != nil {
+			t.Fatal(err)
 		}
-		if got, sent := w.effects(), w.total(); got == sent {
-			t.Error("the broker is not slow")
-		}
-		w.verify()
-		c.stop()
+		slow(t, address.Host, func(way string) string {
+			address.Host = way
+			return address.String()
+		})
 	})
+}
+
+// slow has a way to that host and port be slow; url makes a BROKER_URL of the way.
+func slow(t *testing.T, server string, url func(way string) string) {
+	t.Helper()
+	const roundTrip, rate = 200 * time.Millisecond, 256 << 10
+	proxy := natstest.NewProxy(t, server)
+	w := newWay(t)
+	c := w.start(url(proxy.Addr()), 0)
+	w.write(10)
+	w.awaitEffects(w.total())
+	before, _ := w.medianAndSlowest()
+	proxy.Slow(roundTrip, rate)
+	w.write(20)
+	during, _ := w.medianAndSlowest()
+	t.Logf("half of the commits took up to %s, and %s with a slow broker", before, during)
+	if during > roundTrip/2 {
+		t.Error("commits wait for the broker")
+	}
+	if got, sent := w.effects(), w.total(); got == sent {
+		t.Error("the broker is not slow")
+	}
+	w.verify()
+	c.stop()
 }
 
 // TestBrokerHangs: it keeps its connections and answers nothing, for longer than the relay waits for an answer.
 func TestBrokerHangs(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, scheme string, server process) {
-		t.Helper()
-		w := newWay(t)
-		c := w.start(scheme+server.Addr(), 0)
-		w.write(10)
-		w.awaitEffects(w.total())
-		server.Signal(syscall.SIGSTOP)
-		w.writeFor(outage(t) + 5*time.Second)
-		server.Signal(syscall.SIGCONT)
-		w.verify()
-		c.stop()
-	})
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			w := newWay(t)
+			c := w.start(scheme+"://"+server.Addr(), 0)
+			w.write(10)
+			w.awaitEffects(w.total())
+			server.Signal(syscall.SIGSTOP)
+			w.writeFor(outage(t) + 5*time.Second)
+			server.Signal(syscall.SIGCONT)
+			w.verify()
+			c.stop()
+		})
+	}
 }
 
 // TestRelayDiesBetweenAckAndNote, again and again, and comes back when the broker has forgotten the message ids: events are

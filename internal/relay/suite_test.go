@@ -21,22 +21,24 @@ import (
 // there. What it leaves out is what the log's own run leaves out (internal/broker/postgres/proof).
 func TestWatermillsSuite(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, scheme string, server process) {
-		t.Helper()
-		address, err := broker.Parse(scheme + server.Addr() + "?prefix=suite")
-		if err != nil {
-			t.Fatal(err)
-		}
-		kind, err := broker.Choose(address, kinds()...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := kind.Open(address, quiet)
-		if err != nil {
-			t.Fatal(err)
-		}
-		runSuite(t, b)
-	})
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			address, err := broker.Parse(scheme + "://" + start(t).Addr() + "?prefix=suite")
+			if err != nil {
+				t.Fatal(err)
+			}
+			kind, err := broker.Choose(address, kinds()...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := kind.Open(address, quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			runSuite(t, b)
+		})
+	}
 }
 
 func runSuite(t *testing.T, b broker.Broker) {

@@ -178,7 +178,6 @@ func refuse(format string, values ...any) error {
 func explain(err error) error {
 	var refused *broker.RefusedError
 	var certificate *tls.CertificateVerificationError
-	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &refused):
 		return err
@@ -188,8 +187,6 @@ func explain(err error) error {
 		return refuse("the server refuses what has to be done: %v", err)
 	case errors.As(err, &certificate):
 		return refuse("the server has a certificate that is not trusted; name its authority as ca in the URL")
-	case errors.As(err, &record):
-		return refuse("the server does not speak TLS; let it, or say tls=off in the URL if clear text will do")
 	}
 	return err
 }

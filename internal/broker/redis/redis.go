@@ -67,25 +67,14 @@ func Kind() broker.Kind {
 }
 
 func read(a broker.Address) (s settings, err error) {
-	port := defaultPort
-	if s.master = a.Parameter("master", ""); s.master != "" {
-		port = sentinelPort
-	}
-	if len(a.Hosts) == 0 || s.master == "" && len(a.Hosts) > 1 {
-		return s, &broker.URLError{Problem: "must name one HOST:PORT of Redis, or those of sentinels and, as master, what they know the " +
-			"server by; clusters are not supported"}
-	}
-	for _, host := range a.Hosts {
-		if _, _, err := net.SplitHostPort(host); err != nil {
-			host = net.JoinHostPort(strings.Trim(host, "[]"), port)
-		}
-		s.hosts = append(s.hosts, host)
-	}
 	if err := a.Known("master", "prefix", "provision", "durability", "replicas", "retention", "gap", "tls", "ca", "cert", "key",
 		"password_file"); err != nil {
 		return s, err
 	}
-	s.address = a
+	s.address, s.master = a, a.Parameter("master", "")
+	if s.hosts, err = hosts(a, s.master != ""); err != nil {
+		return s, err
+	}
 	var errs [8]error
 	s.database, errs[0] = database(a.Path)
 	s.prefix, errs[1] = a.Prefix()
@@ -96,6 +85,26 @@ func read(a broker.Address) (s settings, err error) {
 	errs[6] = a.Choice("provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify)
 	errs[7] = a.Choice("gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap)
 	return s, cmp.Or(errs[:]...)
+}
+
+// hosts are those of the URL, each with its port.
+func hosts(a broker.Address, sentinels bool) ([]string, error) {
+	if len(a.Hosts) == 0 || len(a.Hosts) > 1 && !sentinels {
+		return nil, &broker.URLError{Problem: "must name one HOST:PORT of Redis, or those of sentinels and, as master, what they know " +
+			"the server by; clusters are not supported"}
+	}
+	port := defaultPort
+	if sentinels {
+		port = sentinelPort
+	}
+	all := make([]string, len(a.Hosts))
+	for i, host := range a.Hosts {
+		if _, _, err := net.SplitHostPort(host); err != nil {
+			host = net.JoinHostPort(strings.Trim(host, "[]"), port)
+		}
+		all[i] = host
+	}
+	return all, nil
 }
 
 func database(path string) (int, error) {
@@ -166,13 +175,21 @@ func (*Broker) common() *redis.Options {
 // dial makes a connection, with TLS if that is spoken.
 func (b *Broker) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	config, err := b.security.Config()
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case config == nil:
-		return new(net.Dialer).DialContext(ctx, network, address)
 	}
-	return (&tls.Dialer{Config: config}).DialContext(ctx, network, address)
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil || config == nil {
+		return conn, err
+	}
+	if config.ServerName, _, err = net.SplitHostPort(address); err == nil {
+		guarded := tls.Client(conn, config)
+		if err = guarded.HandshakeContext(ctx); err == nil {
+			return guarded, nil
+		}
+	}
+	_ = conn.Close() // the first error is the one to report
+	return nil, fmt.Errorf("speak TLS with the server: %w", err)
 }
 
 // Close gives up the connections.

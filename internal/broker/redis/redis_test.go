@@ -289,13 +289,12 @@ func TestPasswords(t *testing.T) {
 		t.Fatal(err)
 	}
 	for url, want := range map[string]string{
-		"redis://ann:se%3Acr%40t%2Fw@" + server.Addr():              "",
-		"redis://ann@" + server.Addr() + "?password_file=" + file:   "",
-		"redis://default:alone@" + server.Addr():                    "",
-		"redis://" + server.Addr() + "?password_file=" + alone:      "",
-		"redis://ann:wrong@" + server.Addr():                        "the server refuses user and password",
-		server.URL():                                                "the server refuses user and password",
-		"redis://ann:wrong@" + server.Addr() + "?tls=on&replicas=1": "the server does not speak TLS",
+		"redis://ann:se%3Acr%40t%2Fw@" + server.Addr():            "",
+		"redis://ann@" + server.Addr() + "?password_file=" + file: "",
+		"redis://default:alone@" + server.Addr():                  "",
+		"redis://" + server.Addr() + "?password_file=" + alone:    "",
+		"redis://ann:wrong@" + server.Addr():                      "the server refuses user and password",
+		server.URL():                                              "the server refuses user and password",
 	} {
 		refuses(t, url, want)
 	}
@@ -307,6 +306,11 @@ func TestTLS(t *testing.T) {
 	server := redistest.StartTLS(t, certificate, key)
 	refuses(t, server.URL()+"?tls=on&ca="+certificate, "")
 	refuses(t, server.URL()+"?tls=on", "the server has a certificate that is not trusted")
+	plain := open(t, redistest.Start(t).URL()+"?tls=on")
+	defer plain.Close()
+	if err := plain.Provision(t.Context(), "user"); err == nil || !strings.Contains(err.Error(), "speak TLS with the server") {
+		t.Errorf("a server without TLS: %v", err)
+	}
 	b := provisioned(t, server.URL()+"?tls=on&ca="+certificate)
 	id := publish(t, b, 1)
 	if got, _ := brokertest.Read(t, b, "user", nil, 1); got[0].UUID != id {
