@@ -176,13 +176,13 @@ func TestBrokerIsSlow(t *testing.T) {
 	})
 }
 
-// slow has a way to that host and port be slow; url makes a BROKER_URL of the way.
-func slow(t *testing.T, server string, url func(way string) string) {
+// slow has a way to that host and port be slow; to makes a BROKER_URL of the way.
+func slow(t *testing.T, server string, to func(way string) string) {
 	t.Helper()
 	const roundTrip, rate = 200 * time.Millisecond, 256 << 10
 	proxy := natstest.NewProxy(t, server)
 	w := newWay(t)
-	c := w.start(url(proxy.Addr()), 0)
+	c := w.start(to(proxy.Addr()), 0)
 	w.write(10)
 	w.awaitEffects(w.total())
 	before, _ := w.medianAndSlowest()
