@@ -20,6 +20,7 @@ import (
 	"postbus/internal/broker"
 	"postbus/internal/broker/nats"
 	"postbus/internal/broker/postgres"
+	"postbus/internal/broker/redis"
 	"postbus/internal/broker/remote"
 	"postbus/internal/bus"
 	"postbus/internal/domain"
@@ -76,6 +77,9 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// kinds are the brokers that events are carried by here.
+func kinds() []broker.Kind { return []broker.Kind{nats.Kind(), redis.Kind(), remote.Kind()} }
+
 // carry is the main function of a carrier.
 func carry(told string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -99,7 +103,7 @@ func carry(told string) error {
 	if err != nil {
 		return err
 	}
-	kind, err := broker.Choose(address, nats.Kind(), remote.Kind())
+	kind, err := broker.Choose(address, kinds()...)
 	if err != nil {
 		return err
 	}

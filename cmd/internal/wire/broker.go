@@ -14,6 +14,7 @@ import (
 	"postbus/internal/broker/memory"
 	"postbus/internal/broker/nats"
 	"postbus/internal/broker/postgres"
+	"postbus/internal/broker/redis"
 	"postbus/internal/broker/remote"
 	"postbus/internal/config"
 	"postbus/internal/migrate"
@@ -33,7 +34,9 @@ var errNeedsBroker = errors.New("the consumers of this database read from a brok
 	"leave it with: go run ./cmd/consumer --leave-broker --apply")
 
 // kinds are the brokers that a BROKER_URL can name.
-func kinds() []broker.Kind { return []broker.Kind{nats.Kind(), remote.Kind(), memory.Kind()} }
+func kinds() []broker.Kind {
+	return []broker.Kind{nats.Kind(), redis.Kind(), remote.Kind(), memory.Kind()}
+}
 
 // checkBroker checks BROKER_URL, before anything is made.
 func checkBroker(c config.Config) error {

@@ -28,7 +28,7 @@ func TestBrokerURLs(t *testing.T) {
 		"nats://one:4222,two":       "",
 		"memory://?volatile=yes":    "",
 		"memory://":                 "BROKER_URL is for tests",
-		"kafka://localhost":         "BROKER_URL must begin with nats:// or postgres:// or memory://",
+		"kafka://localhost":         "BROKER_URL must begin with nats:// or redis:// or postgres:// or memory://",
 		"postgres://u:p@h/db":       "",
 		"postgres://h/db?sslmode=x": "BROKER_URL must look like postgres://",
 		"nats://":                   "BROKER_URL must name one HOST:PORT",
@@ -37,6 +37,12 @@ func TestBrokerURLs(t *testing.T) {
 		"nats://one?tls=maybe":      "BROKER_URL has a parameter tls that is none of its values",
 		"nats://one?prefix=Shop":    "BROKER_URL has a prefix",
 		"nats://u:secr/et@one":      "BROKER_URL must look like",
+		"redis://one":               "",
+		"redis://one:6379/3":        "",
+		"redis://one,two":           "BROKER_URL must name one HOST:PORT of Redis",
+		"redis://one/db":            "BROKER_URL has a path that is not the number of a database",
+		"redis://one?durability=no": "BROKER_URL has a parameter durability that is not always, everysec, memory or unchecked",
+		"redis://one?maxlen=1":      "BROKER_URL has an unknown parameter",
 	} {
 		err := checkBroker(config.Config{BrokerURL: url})
 		if (err == nil) != (want == "") || err != nil && (!strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "secr")) {
