@@ -77,9 +77,6 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// kinds are the brokers that events are carried by here.
-func kinds() []broker.Kind { return []broker.Kind{nats.Kind(), redis.Kind(), remote.Kind()} }
-
 // carry is the main function of a carrier.
 func carry(told string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -103,7 +100,7 @@ func carry(told string) error {
 	if err != nil {
 		return err
 	}
-	kind, err := broker.Choose(address, kinds()...)
+	kind, err := broker.Choose(address, nats.Kind(), redis.Kind(), remote.Kind())
 	if err != nil {
 		return err
 	}

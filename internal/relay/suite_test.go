@@ -12,37 +12,30 @@ import (
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
 
 	"postbus/internal/broker"
+	"postbus/internal/broker/nats"
 	"postbus/internal/broker/postgres"
+	"postbus/internal/natstest"
 	"postbus/internal/pgtest"
 	"postbus/internal/relay"
 )
 
-// TestWatermillsSuite runs Watermill's suite for Pub/Subs over the whole way: published to a broker, stored in a log, read from
-// there. What it leaves out is what the log's own run leaves out (internal/broker/postgres/proof).
+// TestWatermillsSuite runs Watermill's suite for Pub/Subs over the whole way: published to NATS, stored in a log, read from there.
 func TestWatermillsSuite(t *testing.T) {
 	t.Parallel()
-	for scheme, start := range servers() {
-		t.Run(scheme, func(t *testing.T) {
-			t.Parallel()
-			address, err := broker.Parse(scheme + "://" + start(t).Addr() + "?prefix=suite")
-			if err != nil {
-				t.Fatal(err)
-			}
-			kind, err := broker.Choose(address, kinds()...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			b, err := kind.Open(address, quiet)
-			if err != nil {
-				t.Fatal(err)
-			}
-			runSuite(t, b)
-		})
-	}
+	runSuite(t, nats.Kind(), natstest.Start(t).URL()+"?prefix=suite")
 }
 
-func runSuite(t *testing.T, b broker.Broker) {
+// runSuite runs it over a broker. What it leaves out is what the log's own run leaves out (internal/broker/postgres/proof).
+func runSuite(t *testing.T, kind broker.Kind, url string) {
 	t.Helper()
+	address, err := broker.Parse(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := kind.Open(address, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
 	log, err := postgres.Open(pgtest.New(t, postgres.Migrations(postgres.DefaultSchema)), postgres.Config{
 		Lease: time.Second, Poll: 20 * time.Millisecond,
 		Drain:    500 * time.Millisecond,                       // the suite closes subscribers with messages it never answers

@@ -24,6 +24,7 @@ const (
 
 var (
 	errNoStream = errors.New("the stream is not there")
+	errNoAnswer = errors.New("the server has not answered")
 	errClosed   = errors.New("the broker is closed")
 )
 
@@ -120,19 +121,27 @@ func (b *Broker) send(offers []offer) {
 		waited = redis.NewIntCmd(ctx, "wait", b.replicas, replicasTimeout.Milliseconds())
 		_ = pipeline.Process(ctx, waited) // it has its own error
 	}
-	_, _ = pipeline.Exec(ctx) // each has its own error
+	_, failed := pipeline.Exec(ctx)
 	var err error
 	if waited != nil {
 		err = b.replicated(waited)
 		b.behind.Store(err != nil)
 	}
 	for i, o := range offers {
-		if reason := added[i].Err(); errors.Is(reason, redis.Nil) {
-			o.stored <- errNoStream
-		} else {
-			o.stored <- cmp.Or(reason, err)
-		}
+		o.stored <- cmp.Or(acknowledged(added[i], failed), err)
 	}
+}
+
+// acknowledged returns nil if the server has answered with the entry's id, and why it has not otherwise.
+func acknowledged(added *redis.StringCmd, failed error) error {
+	id, err := added.Result()
+	switch {
+	case errors.Is(err, redis.Nil):
+		return errNoStream
+	case err == nil && id == "":
+		return cmp.Or(failed, errNoAnswer)
+	}
+	return err
 }
 
 // entry is what is added to a stream that is there. Old entries go with it, by whole nodes of the stream, which costs nothing.
