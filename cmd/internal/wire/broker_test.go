@@ -24,19 +24,20 @@ func TestBrokersAreDocumented(t *testing.T) {
 func TestBrokerURLs(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]string{
-		"":                          "",
-		"nats://one:4222,two":       "",
-		"memory://?volatile=yes":    "",
-		"memory://":                 "BROKER_URL is for tests",
-		"kafka://localhost":         "BROKER_URL must begin with nats:// or postgres:// or memory://",
-		"postgres://u:p@h/db":       "",
-		"postgres://h/db?sslmode=x": "BROKER_URL must look like postgres://",
-		"nats://":                   "BROKER_URL must name one HOST:PORT",
-		"nats://one?replicas=many":  "BROKER_URL has a parameter replicas that is not 1 to 5",
-		"nats://one?retention=1m":   "BROKER_URL has a parameter retention of less than 2m0s",
-		"nats://one?tls=maybe":      "BROKER_URL has a parameter tls that is none of its values",
-		"nats://one?prefix=Shop":    "BROKER_URL has a prefix",
-		"nats://u:secr/et@one":      "BROKER_URL must look like",
+		"":                                    "",
+		"nats://one:4222,two":                 "",
+		"memory://?volatile=yes":              "",
+		"memory://":                           "BROKER_URL is for tests",
+		"kafka://localhost":                   "BROKER_URL must begin with nats:// or postgres:// or memory://",
+		"postgres://u:p@h/db":                 "",
+		"postgres://h/db?sslmode=x":           "BROKER_URL must look like postgres://",
+		"postgres://h/db?durability=everysec": "BROKER_URL has a parameter durability that is not unchecked",
+		"nats://":                             "BROKER_URL must name one HOST:PORT",
+		"nats://one?replicas=many":            "BROKER_URL has a parameter replicas that is not 1 to 5",
+		"nats://one?retention=1m":             "BROKER_URL has a parameter retention of less than 2m0s",
+		"nats://one?tls=maybe":                "BROKER_URL has a parameter tls that is none of its values",
+		"nats://one?prefix=Shop":              "BROKER_URL has a prefix",
+		"nats://u:secr/et@one":                "BROKER_URL must look like",
 	} {
 		err := checkBroker(config.Config{BrokerURL: url})
 		if (err == nil) != (want == "") || err != nil && (!strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "secr")) {
