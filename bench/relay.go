@@ -46,7 +46,7 @@ func relayFigure() figure {
 }
 
 func relayLatencyFigure() figure {
-	const busy = ": 1,000/s"
+	const busy = ": 1000/s"
 	f := figure{
 		name:  "relay-latency",
 		title: "commit to handler over another broker, idle and at 1,000 events/s offered",
