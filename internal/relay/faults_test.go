@@ -81,7 +81,7 @@ func TestSecondPostgresIsKilled(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Own(t)
 	w := newWay(t)
-	c := w.start(server.URL(), 0)
+	c := w.start(server.URL()+"&durability=unchecked", 0) // the servers of tests have no fsync
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -269,6 +269,7 @@ func TestProcessesShareTheWay(t *testing.T) {
 	w := newWay(t)
 	killed, stopped, stays := w.start(server.URL(), 0), w.start(server.URL(), 0), w.start(server.URL(), 0)
 	w.write(30)
+	eventually(t, "a part of the relay's work in each process", func() bool { return len(w.status().Owners) == 3 })
 	killed.kill()
 	w.write(30)
 	stopped.stop()
