@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ const (
 	replicasDefault = 3
 	// messageBytes is what a topic of ours takes; Kafka's own default.
 	messageBytes = 1048588
+	// awaitEvery is how often it is looked whether a topic that was made can be used.
+	awaitEvery = 50 * time.Millisecond
 )
 
 // rule is what a setting of a topic has to be.
@@ -187,10 +190,30 @@ func (b *Broker) create(ctx context.Context, name string, replicas int) error {
 		settings[r.name] = kadm.StringPtr(r.value)
 	}
 	_, err := b.admin.CreateTopic(ctx, int32(b.partitions), int16(replicas), settings, name) //nolint:gosec // read limits both
-	if errors.Is(err, kerr.TopicAlreadyExists) {
-		return nil // somebody else was faster
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {                              // somebody else was faster
+		return err
 	}
-	return err
+	return b.await(ctx, name)
+}
+
+// await waits until a topic that was made has leaders, and all brokers may know of it.
+func (b *Broker) await(ctx context.Context, name string) error {
+	for {
+		metadata, err := b.admin.Metadata(ctx, name)
+		if err != nil {
+			return err
+		}
+		found := metadata.Topics[name]
+		leaderless := slices.ContainsFunc(found.Partitions.Sorted(), func(p kadm.PartitionDetail) bool { return p.Err != nil || p.Leader < 0 })
+		if found.Err == nil && !leaderless {
+			return nil
+		}
+		select {
+		case <-time.After(awaitEvery):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for leaders: %w", ctx.Err())
+		}
+	}
 }
 
 // compare returns the settings that fit no rule, with their values.

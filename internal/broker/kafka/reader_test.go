@@ -53,9 +53,7 @@ func TestTopicThatIsNotTheSame(t *testing.T) {
 	if err := c.DeleteTopic("postbus-user"); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Provision(t.Context(), "user"); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "a topic", func() bool { return b.Provision(t.Context(), "user") == nil })
 	var first string
 	eventually(t, "the publisher to know the topic that was made anew", func() bool {
 		m := brokertest.New("k", 3)
@@ -95,9 +93,10 @@ func TestTopicIsMadeAnewWhileRead(t *testing.T) {
 	places := make(map[string]string)
 	batch := next(t, r)
 	places[batch.Partition] = batch.Place
-	if err := errors.Join(c.DeleteTopic("postbus-user"), b.Provision(t.Context(), "user")); err != nil {
+	if err := c.DeleteTopic("postbus-user"); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "a topic", func() bool { return b.Provision(t.Context(), "user") == nil })
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if batch, err := r.Next(ctx); err == nil || ctx.Err() != nil {
