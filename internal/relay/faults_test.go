@@ -38,8 +38,26 @@ type process interface {
 func servers() map[string]func(*testing.T) process {
 	return map[string]func(*testing.T) process{
 		"nats":  func(t *testing.T) process { t.Helper(); return natstest.Start(t) },
+		"kafka": func(t *testing.T) process { t.Helper(); return startKafka(t) },
 		"redis": func(t *testing.T) process { t.Helper(); return redistest.Start(t) },
 	}
+}
+
+// road leads to a server, and can be interrupted and be slow.
+type road interface {
+	Addr() string
+	Cut()
+	Mend()
+	Slow(roundTrip time.Duration, rate int)
+}
+
+// roadTo is one to that server.
+func roadTo(t *testing.T, server process) road {
+	t.Helper()
+	if own, ok := server.(road); ok {
+		return own
+	}
+	return natstest.NewProxy(t, server.Addr())
 }
 
 func stream(t *testing.T, url string) jetstream.Stream {
@@ -129,8 +147,7 @@ func TestBrokerIsUnreachable(t *testing.T) {
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
-			server := start(t)
-			proxy := natstest.NewProxy(t, server.Addr())
+			proxy := roadTo(t, start(t))
 			w := newWay(t)
 			c := w.start(scheme+"://"+proxy.Addr(), 0)
 			w.write(10)
@@ -160,7 +177,7 @@ func TestBrokerIsSlow(t *testing.T) {
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
-			slow(t, start(t).Addr(), func(way string) string { return scheme + "://" + way })
+			slow(t, roadTo(t, start(t)), func(way string) string { return scheme + "://" + way })
 		})
 	}
 	t.Run("postgres", func(t *testing.T) {
@@ -169,18 +186,17 @@ func TestBrokerIsSlow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		slow(t, address.Host, func(way string) string {
+		slow(t, natstest.NewProxy(t, address.Host), func(way string) string {
 			address.Host = way
 			return address.String()
 		})
 	})
 }
 
-// slow has a way to that host and port be slow; to makes a BROKER_URL of the way.
-func slow(t *testing.T, server string, to func(way string) string) {
+// slow has the way to a server be slow; to makes a BROKER_URL of it.
+func slow(t *testing.T, proxy road, to func(way string) string) {
 	t.Helper()
 	const roundTrip, rate = 200 * time.Millisecond, 256 << 10
-	proxy := natstest.NewProxy(t, server)
 	w := newWay(t)
 	c := w.start(to(proxy.Addr()), 0)
 	w.write(10)
@@ -200,6 +216,9 @@ func slow(t *testing.T, server string, to func(way string) string) {
 	c.stop()
 }
 
+// hangs is longer than any relay waits for an answer.
+const hangs = 12 * time.Second
+
 // TestBrokerHangs: it keeps its connections and answers nothing, for longer than the relay waits for an answer.
 func TestBrokerHangs(t *testing.T) {
 	t.Parallel()
@@ -212,7 +231,7 @@ func TestBrokerHangs(t *testing.T) {
 			w.write(10)
 			w.awaitEffects(w.total())
 			server.Signal(syscall.SIGSTOP)
-			w.writeFor(outage(t) + 5*time.Second)
+			w.writeFor(outage(t) + hangs)
 			server.Signal(syscall.SIGCONT)
 			w.verify()
 			c.stop()

@@ -11,6 +11,7 @@ import (
 
 	"postbus/internal/account"
 	"postbus/internal/broker"
+	"postbus/internal/broker/kafka"
 	"postbus/internal/broker/memory"
 	"postbus/internal/broker/nats"
 	"postbus/internal/broker/postgres"
@@ -35,7 +36,7 @@ var errNeedsBroker = errors.New("the consumers of this database read from a brok
 
 // kinds are the brokers that a BROKER_URL can name.
 func kinds() []broker.Kind {
-	return []broker.Kind{nats.Kind(), redis.Kind(), remote.Kind(), memory.Kind()}
+	return []broker.Kind{nats.Kind(), kafka.Kind(), redis.Kind(), remote.Kind(), memory.Kind()}
 }
 
 // checkBroker checks BROKER_URL, before anything is made.
