@@ -64,6 +64,11 @@ func startReader(t *testing.T, config readerConfig) *process {
 	return p
 }
 
+// owns tells whether that is the name under which the process holds shares.
+func (p *process) owns(owner string) bool {
+	return strings.Contains(owner, fmt.Sprintf("/%d/", p.cmd.Process.Pid))
+}
+
 func (p *process) signal(s syscall.Signal) {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(s); err != nil {
