@@ -64,9 +64,14 @@ func startReader(t *testing.T, config readerConfig) *process {
 	return p
 }
 
-// owns tells whether that is the name under which the process holds shares.
-func (p *process) owns(owner string) bool {
-	return strings.Contains(owner, fmt.Sprintf("/%d/", p.cmd.Process.Pid))
+// ownsAny tells whether the process is one of those that hold shares.
+func (p *process) ownsAny(owners map[string]int) bool {
+	for owner := range owners {
+		if strings.Contains(owner, fmt.Sprintf("/%d/", p.cmd.Process.Pid)) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *process) signal(s syscall.Signal) {

@@ -257,11 +257,8 @@ func (w *world) holdThenKillHeirs(random *rand.Rand) {
 	defer release()
 	w.awaitSignal("a checkpoint to be held up", jam.began)
 	w.writers.pause.Lock()
-	resume := sync.OnceFunc(w.writers.pause.Unlock)
-	defer resume()
-	w.awaitOwners("the heirs to take over", func(owners map[string]int) bool {
-		return !slices.ContainsFunc(slices.Collect(maps.Keys(owners)), p.owns)
-	})
+	defer w.writers.pause.Unlock()
+	w.awaitOwners("the heirs to take over", func(owners map[string]int) bool { return !p.ownsAny(owners) })
 	w.writers.write(everyShare)
 	await(w.t, "everything to be stored", func() bool { return w.stored(shared) })
 	for _, heir := range heirs {
@@ -274,8 +271,10 @@ func (w *world) holdThenKillHeirs(random *rand.Rand) {
 	for range heirs {
 		w.start(shared)
 	}
-	resume()
-	w.awaitProgress(shared)
+	w.awaitOwners("the heirs of the heirs", func(owners map[string]int) bool {
+		return !slices.ContainsFunc(heirs, func(heir *process) bool { return heir.ownsAny(owners) })
+	})
+	await(w.t, "what was taken back to be stored again", func() bool { return w.stored(shared) })
 }
 
 // shareCount is into how many shares the log cuts a consumer's work, and fairCount the most that a process keeps of them.
