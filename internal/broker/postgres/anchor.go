@@ -64,7 +64,7 @@ func (l *Log) anchor(ctx context.Context, tx pgx.Tx, topic string) error {
 		return fmt.Errorf("anchor consumers of topic %s: %w", topic, err)
 	}
 	// What the inbox knows was handled before the move, and so before anything that the consumers will pass here.
-	if _, err := tx.Exec(ctx, `UPDATE `+l.table("inbox")+` SET xid = '3'
+	if _, err := tx.Exec(ctx, `UPDATE `+l.inboxTable()+` SET xid = '3'
 		WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())`); err != nil {
 		return fmt.Errorf("anchor inbox: %w", err)
 	}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -17,8 +18,8 @@ type keeper struct {
 	handling context.Context //nolint:containedctx // what the shares' handlers live under
 }
 
-// run keeps shares until ctx ends. It returns an error when the server is another one, or when no renewal got through for as
-// long as the lease: from then on this process may not be the only one at work.
+// run keeps shares until ctx ends. It returns an error when the server is another one, when the consumer has no shares here, or
+// when no renewal got through for as long as the lease: from then on this process may not be the only one at work.
 func (k *keeper) run(ctx context.Context) error {
 	tick := time.NewTicker(k.log.config.Lease / 4)
 	defer tick.Stop()
@@ -27,7 +28,7 @@ func (k *keeper) run(ctx context.Context) error {
 		if err == nil && k.delivery.idle(k.log.config.Rest) {
 			err = k.rest(ctx)
 		}
-		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer)) {
+		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer) || errors.Is(err, errMoved)) {
 			return err
 		}
 		select {
@@ -55,16 +56,20 @@ func (k *keeper) balance(ctx context.Context) error {
 	defer cancel()
 	asked := time.Now()
 	before := k.delivery.numbers()
-	held, others, err := k.delivery.holder.renew(attempt, before)
+	here, err := k.delivery.holder.renew(attempt, before)
 	if err != nil {
 		return err
 	}
 	// In this order: while the term holds, what is here is taken to be this process's own.
-	k.reportLost(k.delivery.lose(slices.DeleteFunc(before, func(n int16) bool { return slices.Contains(held, n) })...))
+	k.reportLost(k.delivery.lose(slices.DeleteFunc(before, func(n int16) bool { return slices.Contains(here.held, n) })...))
 	k.term.extend(asked)
-	fair := (shareCount + others) / (others + 1)
+	fair := (shareCount + here.others) / (here.others + 1)
 	switch mine := k.delivery.held(); {
+	case !here.seated:
+		return errMoved
 	case k.reading.Err() != nil: // about to stop
+	case here.paused:
+		k.delivery.giveUp(mine)
 	case mine > fair:
 		k.delivery.giveUp(mine - fair)
 	case mine < fair:
@@ -104,6 +109,9 @@ func (k *keeper) rest(ctx context.Context) error {
 		return err
 	}
 	status, _, err := k.log.status(ctx, k.log.pool, Subscription{Consumer: k.consumer, Topic: k.topic}, 1)
+	if errors.Is(err, ErrHandedOver) {
+		return errMoved
+	}
 	if err != nil {
 		return err
 	}

@@ -186,10 +186,10 @@ func (l *Log) look(ctx context.Context, topics []string, server time.Time, seen 
 				AND position > $%[5]d AND position + 0 <= $%[4]d) AS late`,
 			table, n+1, n+2, n+3, n+4)
 	}
-	// A consumer that rests is woken for what it has parked.
+	// A consumer that rests is woken for what it has parked, and when it was given to another log.
 	query.WriteString(`) AS topics
 		UNION ALL SELECT pg_postmaster_start_time(), '', '` + dueMark + `' || consumer, 0, true FROM ` + l.table("consumers") + ` AS c
-		WHERE EXISTS (SELECT FROM ` + l.table("parked") + ` AS p
+		WHERE handed_over IS NOT NULL OR EXISTS (SELECT FROM ` + l.table("parked") + ` AS p
 			WHERE p.consumer = c.consumer AND p.state = 'retry' AND p.run_at <= clock_timestamp())`)
 	rows, err := l.pool.Query(ctx, query.String(), append([]any{l.perValue}, args...)...)
 	if err != nil {
