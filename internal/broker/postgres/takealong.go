@@ -17,12 +17,12 @@ const takenMax = 100_000
 // Rows of a line are in the order of their positions, and a transaction that is under way may have drawn any position of the
 // other log before, for an event that comes behind. So what was taken along has positions below zero.
 func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, upTo string, others []int64) (n int, err error) {
-	const fresh = `NULL, slot %% $6::smallint, 0, id, coalesce(m ->> '` + typeAttribute + `', ''),
+	const fresh = `NULL, slot %% $5::smallint, 0, id, coalesce(m ->> '` + typeAttribute + `', ''),
 		coalesce(nullif(m ->> '` + keyAttribute + `', ''), id::text), metadata, payload, '[]'::jsonb, NULL, '[]'::jsonb, now(), NULL, NULL, NULL`
 	tag, err := tx.Exec(ctx, fmt.Sprintf(`WITH
 		shares AS (SELECT * FROM %[1]s WHERE consumer = $1),
 		unread AS (
-			SELECT position, slot, id, metadata, payload FROM %[2]s AS t JOIN shares AS s ON s.share = t.slot %% $6::smallint
+			SELECT position, slot, id, metadata, payload FROM %[2]s AS t JOIN shares AS s ON s.share = t.slot %% $5::smallint
 			WHERE `+unreadByShares+` AND pg_visible_in_snapshot(t.xid, $2::text::pg_snapshot)
 			LIMIT $4),
 		kept AS (
@@ -39,12 +39,12 @@ func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription,
 			FROM kept)
 		INSERT INTO %[5]s (consumer, key_hash, position, share, state, run_at, attempts, event_id, type, key, metadata, payload, failures,
 			fingerprint, notes, parked_at, dead_at, resolved_at)
-		SELECT $5, key_hash, place, share, coalesce(state, CASE WHEN first THEN 'retry' ELSE 'behind' END),
+		SELECT $1, key_hash, place, share, coalesce(state, CASE WHEN first THEN 'retry' ELSE 'behind' END),
 			CASE WHEN state IS NULL AND first THEN clock_timestamp() ELSE run_at END, attempts, event_id, type, key, metadata, payload, failures,
 			fingerprint, notes, parked_at, dead_at, resolved_at
 		FROM lines`,
 		l.table("consumer_shares"), l.topicTable(s.Topic), l.table("parked"), to.topicTable(s.Topic), to.table("parked")),
-		l.perValue, s.Consumer, upTo, others, takenMax+1, s.Consumer, shareCount)
+		l.perValue, s.Consumer, upTo, others, takenMax+1, shareCount)
 	if err != nil {
 		return 0, fmt.Errorf("take along what is left to %s: %w", s.Consumer, err)
 	}
@@ -91,7 +91,7 @@ func (l *Log) onTheWay(ctx context.Context, tx pgx.Tx, from *Log, relay Subscrip
 		looked AS MATERIALIZED (SELECT *, known OR sent AND recorded_at < now() - $4::interval AS arrived FROM events),
 		noted AS (
 			INSERT INTO `+from.table("arrivals")+` (event_id, topic, arrived_at)
-			SELECT id, $2, CASE WHEN sent THEN 'infinity' ELSE now() END FROM looked WHERE NOT arrived)
+			SELECT id, $2, CASE WHEN sent THEN 'infinity' ELSE now() END FROM looked WHERE NOT arrived ON CONFLICT DO NOTHING)
 		SELECT count(*), count(*) FILTER (WHERE arrived), count(*) FILTER (WHERE NOT arrived AND NOT sent),
 			coalesce(array_agg(position ORDER BY position) FILTER (WHERE NOT arrived AND sent), '{}'),
 			coalesce(array_agg(position ORDER BY position) FILTER (WHERE arrived AND NOT sent), '{}')
