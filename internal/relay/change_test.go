@@ -15,7 +15,7 @@ import (
 )
 
 // unlucky is which of a door's events fail when they come first, so that some are always parked.
-const unlucky = 7
+const unlucky = 17
 
 // newChangingWay returns a way on which no broker is yet, and whose application commits until the test ends, or calls quiet.
 func newChangingWay(t *testing.T) (w *way, quiet func()) {
@@ -44,7 +44,7 @@ func newChangingWay(t *testing.T) (w *way, quiet func()) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(rand.N(30 * time.Millisecond)):
+				case <-time.After(rand.N(100 * time.Millisecond)):
 				}
 			}
 		})

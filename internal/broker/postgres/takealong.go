@@ -22,7 +22,7 @@ func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription,
 	tag, err := tx.Exec(ctx, fmt.Sprintf(`WITH
 		shares AS (SELECT * FROM %[1]s WHERE consumer = $1),
 		unread AS (
-			SELECT position, slot, id, metadata, payload FROM %[2]s AS t JOIN shares AS s ON s.share = t.slot %% $5::smallint
+			SELECT t.position, t.slot, t.id, t.metadata, t.payload FROM %[2]s AS t JOIN shares AS s ON s.share = t.slot %% $5::smallint
 			WHERE `+unreadByShares+` AND pg_visible_in_snapshot(t.xid, $2::text::pg_snapshot)
 			LIMIT $4),
 		kept AS (
