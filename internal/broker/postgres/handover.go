@@ -124,7 +124,7 @@ func (l *Log) HandOver(ctx context.Context, to *Log, relays []Subscription, iden
 				c.Taken = append(c.Taken, Taken{Consumer: s.Consumer, Events: n})
 			}
 		}
-		return to.dropHandedOver(ctx, tx)
+		return to.dropHandedOver(ctx, tx, topicsOf(relays))
 	})
 	if err != nil {
 		return Change{}, fmt.Errorf("hand consumers over: %w", err)
@@ -182,7 +182,7 @@ func (l *Log) TakeBack(ctx context.Context, from *Log, relays []Subscription) (c
 		if _, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` WHERE consumer = ANY ($1)`, names(relays)); err != nil {
 			return err
 		}
-		return l.dropHandedOver(ctx, tx)
+		return l.dropHandedOver(ctx, tx, topicsOf(relays))
 	})
 	if err != nil {
 		return Change{}, fmt.Errorf("take consumers back: %w", err)
@@ -334,9 +334,10 @@ func (l *Log) dismiss(ctx context.Context, tx pgx.Tx, consumer, upTo string, ide
 	return nil
 }
 
-// dropHandedOver forgets consumers that were handed over and are in the other log no more: they were forgotten there, or renamed.
-func (l *Log) dropHandedOver(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` WHERE handed_over IS NOT NULL`)
+// dropHandedOver forgets consumers of the topics that were handed over and are in the other log no more: they were forgotten there,
+// or renamed.
+func (l *Log) dropHandedOver(ctx context.Context, tx pgx.Tx, topics []string) error {
+	_, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` WHERE handed_over IS NOT NULL AND topic = ANY ($1)`, topics)
 	return err
 }
 
@@ -376,17 +377,17 @@ func (l *Log) quietly(ctx context.Context, other *Log, relays []Subscription, ch
 				return err
 			}
 		}
-		var patient []string // for whom nobody waits
+		var unawaited []string
 		if time.Since(began) > l.config.Lease+locateEvery {
-			patient = names(relays)
+			unawaited = names(relays)
 		}
-		err := atRest(ctx, l.pool, logs, topics, patient)
+		err := atRest(ctx, l.pool, logs, topics, unawaited)
 		if err == nil {
 			err = l.change(ctx, func(tx pgx.Tx) error {
 				if err := lockForChange(ctx, tx, logs, topics); err != nil {
 					return err
 				}
-				if err := atRest(ctx, tx, logs, topics, patient); err != nil {
+				if err := atRest(ctx, tx, logs, topics, unawaited); err != nil {
 					return err
 				}
 				return change(tx)
