@@ -16,7 +16,9 @@ import (
 )
 
 const (
-	// arrivalPatience is how long the change to a broker watches what is committed arrive.
+	// arrivalSample is for how long what is committed after the change to a broker is watched arrive, and arrivalPatience how long it
+	// may take.
+	arrivalSample   = 2 * time.Second
 	arrivalPatience = 30 * time.Second
 	arrivalLook     = 200 * time.Millisecond
 
@@ -24,7 +26,7 @@ const (
 )
 
 // JoinBroker has the consumers read what the broker brings from one moment on, or says what they would take along. Programs go on
-// meanwhile. Then it watches until everything that was committed since has arrived.
+// meanwhile. Then it watches until what was committed in the first moments has arrived.
 func (b *Backbone) JoinBroker(ctx context.Context, out io.Writer, apply bool) error {
 	if b.broker.over {
 		return say(out, "the consumers read over %s\n", b.broker.identity)
@@ -57,18 +59,25 @@ func (b *Backbone) JoinBroker(ctx context.Context, out io.Writer, apply bool) er
 	return b.watchArrivals(ctx, out, relays)
 }
 
-// watchArrivals says when everything that was committed since the change has arrived.
+// watchArrivals says when everything that was committed in a while after the change has arrived.
 func (b *Backbone) watchArrivals(ctx context.Context, out io.Writer, relays []postgres.Subscription) error {
+	if !pause(ctx, arrivalSample) {
+		return fmt.Errorf("watch arrivals: %w", context.Cause(ctx))
+	}
+	until, err := b.log.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
 	for deadline := time.Now().Add(arrivalPatience); ; {
-		committed, missing, err := b.log.Since(ctx, b.broker.inbound, relays)
+		committed, missing, err := b.log.Since(ctx, b.broker.inbound, relays, until)
 		switch {
 		case err != nil:
 			return err
 		case missing == 0:
-			return say(out, "%d events were committed since, and all of them have arrived\n", committed)
+			return say(out, "%d events were committed in the %s since, and all of them have arrived\n", committed, arrivalSample)
 		case time.Now().After(deadline):
-			return say(out, "%d events were committed since, and %d of them are on their way; they wait for a program that runs consumers "+
-				"with this BROKER_URL\n", committed, missing)
+			return say(out, "%d events were committed in the %s since, and %d of them are on their way; they wait for a program that runs "+
+				"consumers with this BROKER_URL\n", committed, arrivalSample, missing)
 		}
 		if !pause(ctx, arrivalLook) {
 			return fmt.Errorf("watch arrivals: %w", context.Cause(ctx))

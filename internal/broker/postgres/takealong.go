@@ -117,14 +117,23 @@ func (l *Log) sinceSQL() string {
 
 const afterSince = `(t.position > since_floor OR t.xid >= pg_snapshot_xmin(since)) AND NOT pg_visible_in_snapshot(t.xid, since)`
 
-// Since counts the events of the relays' topics that were committed since the consumers were handed over, by now, and those among
-// them that have yet to arrive in the other log.
-func (l *Log) Since(ctx context.Context, to *Log, relays []Subscription) (committed, missing int, err error) {
+// Snapshot tells which transactions have committed by now, for Since.
+func (l *Log) Snapshot(ctx context.Context) (snapshot string, err error) {
+	if err := l.pool.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&snapshot); err != nil {
+		return "", fmt.Errorf("take snapshot: %w", err)
+	}
+	return snapshot, nil
+}
+
+// Since counts the events of the relays' topics that were committed since the consumers were handed over and before the snapshot,
+// and those among them that have yet to arrive in the other log.
+func (l *Log) Since(ctx context.Context, to *Log, relays []Subscription, snapshot string) (committed, missing int, err error) {
 	for _, r := range relays {
 		var n, m int
 		err := l.pool.QueryRow(ctx, `SELECT count(*), count(*) FILTER (WHERE NOT EXISTS (
 				SELECT FROM `+to.table("arrivals")+` AS a WHERE a.event_id = t.id AND a.topic = $2))
-			FROM `+l.topicTable(r.Topic)+` AS t, `+l.sinceSQL()+` WHERE `+afterSince, r.Consumer, r.Topic).Scan(&n, &m)
+			FROM `+l.topicTable(r.Topic)+` AS t, `+l.sinceSQL()+`
+			WHERE `+afterSince+` AND pg_visible_in_snapshot(t.xid, $3::text::pg_snapshot)`, r.Consumer, r.Topic, snapshot).Scan(&n, &m)
 		if err != nil {
 			return 0, 0, fmt.Errorf("look for the events of topic %s: %w", r.Topic, err)
 		}
