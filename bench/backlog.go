@@ -3,14 +3,14 @@ package main
 import (
 	"context"
 	"errors"
-	"os"
 )
 
 // prepared is a contender's store with what it was loaded with.
 type prepared struct {
-	url  string
-	db   *database // nil for those that do not use Postgres
-	ends []func() error
+	url    string
+	broker string    // the URL of the one that events go over, if they do
+	db     *database // nil for those that do not use Postgres
+	ends   []func() error
 }
 
 func (p *prepared) close(ctx context.Context) error {
@@ -38,6 +38,9 @@ func (b *bench) prepare(ctx context.Context, kind string, consumers []string, co
 	case kindNATS, kindRedis:
 		return p, b.prepareBroker(ctx, p, kind, count)
 	}
+	if _, _, ok := wayOf(kind); ok {
+		return p, b.prepareWay(ctx, p, kind, consumers, count)
+	}
 	if p.db, err = b.database(ctx); err != nil {
 		return p, err
 	}
@@ -57,7 +60,7 @@ func load(ctx context.Context, db *database, kind string, consumers []string, co
 		}
 		return loadPostbus(ctx, db.pool, log, topicName, count)
 	case kindStock:
-		if err := provisionStock(ctx, db.pool); err != nil {
+		if err := provisionStock(ctx, db.pool, topicName); err != nil {
 			return err
 		}
 		return loadStock(ctx, db.pool, count)
@@ -76,30 +79,15 @@ func load(ctx context.Context, db *database, kind string, consumers []string, co
 	}
 }
 
-func (b *bench) prepareBroker(ctx context.Context, p *prepared, kind string, count int) error {
-	dir, err := b.scratch()
-	if err != nil {
-		return err
-	}
-	p.ends = append(p.ends, func() error { return os.RemoveAll(dir) }) //nolint:gosec // made by MkdirTemp
+func (b *bench) prepareBroker(ctx context.Context, p *prepared, kind string, count int) (err error) {
 	if kind == kindRedis {
-		address, stop, err := startRedis(ctx, dir)
-		if err != nil {
+		if p.url, err = startRedis(ctx, b, p, kind); err != nil {
 			return err
 		}
-		p.url = address
-		p.ends = append(p.ends, func() error { stop(); return nil })
-		return loadRedis(ctx, address, count)
+		return loadRedis(ctx, p.url, count)
 	}
-	broker, err := b.start(ctx, request{Role: "nats", Kind: kind, URL: dir})
-	if err != nil {
+	if p.url, err = startNATS(ctx, b, p, kind); err != nil {
 		return err
 	}
-	p.ends = append(p.ends, broker.stop)
-	started, err := broker.next()
-	if err != nil {
-		return err
-	}
-	p.url = started.URL
 	return loadNATS(ctx, p.url, count)
 }

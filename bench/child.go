@@ -26,6 +26,7 @@ type request struct {
 	Role      string        `json:"role"`
 	Kind      string        `json:"kind"` // which contender
 	URL       string        `json:"url"`
+	Broker    string        `json:"broker"` // the URL of the one that events go over
 	Consumers []string      `json:"consumers"`
 	Count     int           `json:"count"`    // of events to wait for, or to publish
 	Limit     time.Duration `json:"limit"`    // when to end without them
@@ -69,6 +70,9 @@ type reply struct {
 	Late    float64         `json:"late,omitempty"`  // handled in a second, towards the end
 	Blocks  int64           `json:"blocks,omitempty"`
 	Sizes   []int64         `json:"sizes,omitempty"` // in bytes, after each step
+
+	Relayed   int64         `json:"relayed,omitempty"`    // acknowledged by the broker
+	RelayedIn time.Duration `json:"relayed_in,omitempty"` // from the start until the last of them
 }
 
 // role does what a request asks for. It says when it is ready, and ends when it is done, or soon after ctx.
@@ -78,6 +82,7 @@ func roles() map[string]role {
 	return map[string]role{
 		"drain": drainRole, "window": windowRole, "bursts": burstsRole, "topics": topicsRole, "latency": latencyRole,
 		"idle": idleRole, "steady": steadyRole, "retention": retentionRole, "nats": natsServerRole,
+		"relay": relayRole,
 	}
 }
 

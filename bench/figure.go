@@ -56,6 +56,7 @@ func figures() []figure {
 		drainFigure(), backlogFigure(), topicsFigure(), commitFigure(), batchFigure(),
 		idleLatencyFigure(), otherLatencyFigure(), restLatencyFigure(), loadLatencyFigure(), isolationFigure(), idleFigure(),
 		waitingFigure(), retentionFigure(), jobsFigure(), jobsLatencyFigure(), jobsHeldFigure(), jobsScheduledFigure(),
+		relayFigure(), relayLatencyFigure(),
 	}
 }
 

@@ -174,7 +174,7 @@ func (b *bench) latencies(ctx context.Context, r request, embedded bool) (took [
 			return nil, err
 		}
 	}
-	r.URL = store.url
+	r.URL, r.Broker = store.url, store.broker
 	var sent, got reply
 	if embedded {
 		r.Publish, r.Consume = true, true

@@ -39,16 +39,20 @@ func natsServerRole(ctx context.Context, r request, ready func(reply) error) (re
 	return reply{}, nil
 }
 
-// openNATS reads a stream through Watermill: a durable consumer shared by as many subscriptions as postbus has lanes,
-// acknowledging without waiting for the server's answer, the faster of its two ways.
 func openNATS(r request) (peer, error) {
 	codec, err := newCodec()
 	if err != nil {
 		return nil, err
 	}
-	return routed{codec: codec, subscribers: func(consumer string) (message.Subscriber, error) {
+	return routed{codec: codec, subscribers: natsSubscribers(r.URL)}, nil
+}
+
+// natsSubscribers read a stream through Watermill: a durable consumer shared by as many subscriptions as postbus has lanes,
+// acknowledging without waiting for the server's answer, the faster of its two ways.
+func natsSubscribers(url string) subscribers {
+	return func(consumer string) (message.Subscriber, error) {
 		return wmnats.NewSubscriber(wmnats.SubscriberConfig{
-			URL: r.URL, QueueGroupPrefix: consumer, SubscribersCount: lanesDefault, CloseTimeout: time.Second,
+			URL: url, QueueGroupPrefix: consumer, SubscribersCount: lanesDefault, CloseTimeout: time.Second,
 			SubjectCalculator: func(prefix, topic string) *wmnats.SubjectDetail {
 				return &wmnats.SubjectDetail{Primary: topic, QueueGroup: prefix}
 			},
@@ -57,7 +61,7 @@ func openNATS(r request) (peer, error) {
 				SubscribeOptions: []nats.SubOpt{nats.DeliverAll(), nats.AckExplicit(), nats.ManualAck()},
 			},
 		}, watermill.NopLogger{})
-	}}, nil
+	}
 }
 
 // loadNATS makes the stream and publishes to it.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -58,7 +57,7 @@ func openPeer(ctx context.Context, r request, queries *atomic.Int64) (peer, erro
 	case kindRedis:
 		return openRedis(r)
 	default:
-		return nil, fmt.Errorf("there is no kind %q", r.Kind)
+		return openOver(ctx, r)
 	}
 }
 

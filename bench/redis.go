@@ -25,41 +25,45 @@ const (
 	redisRetry = 20 * time.Millisecond
 )
 
-// startRedis runs a Redis that keeps its append-only file, synced every second as it comes. stop ends it.
-func startRedis(ctx context.Context, dir string) (address string, stop func(), err error) {
+// startRedis runs a Redis that keeps its append-only file, synced every second as it comes, until p is closed.
+func startRedis(ctx context.Context, b *bench, p *prepared, _ string) (address string, err error) {
 	program, err := exec.LookPath(redisProgram)
 	if err != nil {
-		return "", nil, skipped{redisProgram + " is not installed"}
+		return "", skipped{redisProgram + " is not installed"}
+	}
+	dir, err := b.scratch(p)
+	if err != nil {
+		return "", err
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0") //nolint:noctx // it binds and waits for nothing
 	if err != nil {
-		return "", nil, fmt.Errorf("find a free port: %w", err)
+		return "", fmt.Errorf("find a free port: %w", err)
 	}
 	address = l.Addr().String()
 	_, port, err := net.SplitHostPort(address)
 	if err := errors.Join(err, l.Close()); err != nil {
-		return "", nil, fmt.Errorf("find a free port: %w", err)
+		return "", fmt.Errorf("find a free port: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, //nolint:gosec // found on PATH
 		"--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
 	if err := cmd.Start(); err != nil {
-		return "", nil, fmt.Errorf("start Redis: %w", err)
+		return "", fmt.Errorf("start Redis: %w", err)
 	}
-	stop = func() {
+	p.ends = append(p.ends, func() error {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		_ = cmd.Wait()
-	}
+		return nil
+	})
 	client := redis.NewClient(&redis.Options{Addr: address})
 	defer func() { _ = client.Close() }()
 	deadline := time.Now().Add(redisStart)
 	for client.Ping(ctx).Err() != nil {
 		if ctx.Err() != nil || time.Now().After(deadline) {
-			stop()
-			return "", nil, errors.New("redis did not start")
+			return "", errors.New("redis did not start")
 		}
 		<-time.After(redisRetry)
 	}
-	return address, stop, nil
+	return address, nil
 }
 
 // openRedis reads a stream through Watermill. A subscriber has one message in flight, so a group has as many subscribers
@@ -113,11 +117,12 @@ func loadRedis(ctx context.Context, address string, count int) error {
 	return nil
 }
 
-// scratch is a directory of this run for a peer's files.
-func (b *bench) scratch() (string, error) {
+// scratch is a directory of this run for a peer's files, until p is closed.
+func (b *bench) scratch(p *prepared) (string, error) {
 	dir, err := os.MkdirTemp(b.server.dir(), "peer-")
 	if err != nil {
 		return "", fmt.Errorf("make directory: %w", err)
 	}
+	p.ends = append(p.ends, func() error { return os.RemoveAll(dir) }) //nolint:gosec // made by MkdirTemp
 	return dir, nil
 }

@@ -30,12 +30,16 @@ func openStock(r request, queries *atomic.Int64) (peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stock{db: db, routed: routed{codec: codec, subscribers: func(consumer string) (message.Subscriber, error) {
+	return &stock{db: db, routed: routed{codec: codec, subscribers: stockSubscribers(db)}}, nil
+}
+
+func stockSubscribers(db *stdsql.DB) subscribers {
+	return func(consumer string) (message.Subscriber, error) {
 		return sql.NewSubscriber(db, sql.SubscriberConfig{
 			ConsumerGroup: consumer, SchemaAdapter: sql.DefaultPostgreSQLSchema{},
 			OffsetsAdapter: sql.DefaultPostgreSQLOffsetsAdapter{},
 		}, watermill.NopLogger{})
-	}}}, nil
+	}
 }
 
 func openSQL(address string, queries *atomic.Int64) (*stdsql.DB, error) {
@@ -87,10 +91,10 @@ func inTx(ctx context.Context, db *stdsql.DB, fn func(*stdsql.Tx) error) error {
 
 func (p *stock) close() error { return p.db.Close() }
 
-// provisionStock makes the stock subscriber's tables.
-func provisionStock(ctx context.Context, pool *pgxpool.Pool) error {
-	queries := sql.DefaultPostgreSQLSchema{}.SchemaInitializingQueries(topicName)
-	queries = append(queries, sql.DefaultPostgreSQLOffsetsAdapter{}.SchemaInitializingQueries(topicName)...)
+// provisionStock makes the stock subscriber's tables of a topic.
+func provisionStock(ctx context.Context, pool *pgxpool.Pool, topic string) error {
+	queries := sql.DefaultPostgreSQLSchema{}.SchemaInitializingQueries(topic)
+	queries = append(queries, sql.DefaultPostgreSQLOffsetsAdapter{}.SchemaInitializingQueries(topic)...)
 	for _, q := range queries {
 		if _, err := pool.Exec(ctx, q.Query, q.Args...); err != nil {
 			return fmt.Errorf("make the stock tables: %w", err)

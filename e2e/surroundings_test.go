@@ -51,8 +51,8 @@ func TestRefusals(t *testing.T) {
 			"postbus app: OPS_TOKEN is not supported by this version",
 		},
 		"broker of a later version": {
-			consumer, nil, settings{"BROKER_URL": "kafka://user:" + passwordMarker + "@localhost"}, 2,
-			"postbus consumer: BROKER_URL must begin with nats:// or postgres:// or memory://; no other broker is supported by this version",
+			consumer, nil, settings{"BROKER_URL": "pulsar://user:" + passwordMarker + "@localhost"}, 2,
+			"postbus consumer: BROKER_URL must begin with nats:// or kafka:// or redis:// or postgres:// or memory://; no other broker is supported by this version",
 		},
 		"no secret key": {
 			app, nil, settings{"DATABASE_URL": database}, 2,

@@ -50,7 +50,7 @@ func TestArrowsAreCaught(t *testing.T) {
 		"core to account":    {"internal/bus/bus.go", "postbus/internal/account", "internal/bus/bus.go imports internal/account"},
 		"core to user":       {"internal/bus/bus.go", "postbus/internal/domain/user", "imports internal/domain/user"},
 		"core to mail":       {"internal/uow/uow.go", "postbus/internal/mail", "imports internal/mail"},
-		"core to web":        {"internal/broker/kafka/kafka.go", "postbus/internal/web", "internal/broker/kafka is in no row"},
+		"core to web":        {"internal/broker/other/other.go", "postbus/internal/web", "internal/broker/other is in no row"},
 		"domain to database": {"internal/domain/event.go", "github.com/jackc/pgx/v5", "imports github.com/jackc/pgx/v5"},
 		"like a module":      {"internal/migrate/m.go", "github.com/jackc/pgx/v50", "imports github.com/jackc/pgx/v50"},
 		"platform's file":    {"internal/bus/bus_windows.go", "postbus/internal/web", "bus_windows.go imports internal/web"},

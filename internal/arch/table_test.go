@@ -5,6 +5,7 @@ const (
 	modUUID         = "github.com/google/uuid"
 	modPgx          = "github.com/jackc/pgx/v5"
 	modWatermill    = "github.com/ThreeDotsLabs/watermill"
+	modFranz        = "github.com/twmb/franz-go"
 	modWatermillSQL = "github.com/ThreeDotsLabs/watermill-sql/v3"
 )
 
@@ -40,6 +41,8 @@ var table = []row{
 	{pkg: "internal/broker", may: []string{"internal/broker/...", modWatermill}},
 	{pkg: "internal/broker/memory", may: []string{"internal/broker", modWatermill}},
 	{pkg: "internal/broker/nats", may: []string{"internal/broker", modWatermill, "github.com/nats-io/nats.go"}},
+	{pkg: "internal/broker/redis", may: []string{"internal/broker", modWatermill, "github.com/redis/go-redis/v9"}},
+	{pkg: "internal/broker/kafka", may: []string{"internal/broker", modWatermill, modFranz}},
 	{pkg: "internal/broker/remote", may: []string{"internal/broker", "internal/broker/postgres", "internal/migrate", modWatermill, modPgx}},
 	{pkg: "internal/broker/postgres", may: []string{
 		"internal/broker", "internal/migrate", modUUID, modWatermill, modWatermillSQL, modPgx,
@@ -67,6 +70,8 @@ var table = []row{
 
 	// For tests.
 	{pkg: "internal/natstest", may: []string{"github.com/nats-io/nats.go"}},
+	{pkg: "internal/redistest", may: []string{"github.com/redis/go-redis/v9"}},
+	{pkg: "internal/kafkatest", may: []string{modFranz}},
 	{pkg: "internal/broker/brokertest", may: []string{"internal/broker", modUUID, modWatermill}},
 	{pkg: "internal/pgtest", may: []string{"internal/localpg", "internal/migrate", modUUID, modPgx, "golang.org/x/sys"}},
 	{pkg: "internal/bustest", may: []string{
@@ -80,11 +85,15 @@ var testOnly = []string{
 	"internal/bustest",
 	"internal/pgtest",
 	"internal/natstest",
+	"internal/redistest",
+	"internal/kafkatest",
 	"internal/broker/brokertest",
 	"github.com/emersion/go-smtp",
 	"github.com/emersion/go-sasl",
 	"github.com/go-task/task/v3",
+	"github.com/cloudevents/sdk-go/v2",
 	"github.com/nats-io/nats-server/v2",
+	"github.com/twmb/franz-go/pkg/kfake",
 	"go.uber.org/goleak",
 	"gopkg.in/yaml.v3",
 }

@@ -1,12 +1,10 @@
 package broker
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 )
@@ -119,9 +117,9 @@ func (a Address) Password() (string, error) {
 	if name == "" {
 		return a.password, nil
 	}
-	content, err := os.ReadFile(name) //nolint:gosec // the operator names it
+	content, err := ReadFile(name)
 	if err != nil {
-		return "", fmt.Errorf("read the file that password_file names: %w", errors.Unwrap(err))
+		return "", err
 	}
 	return strings.TrimRight(string(content), "\r\n"), nil
 }

@@ -73,7 +73,7 @@ var lookers = map[string]func(ctx context.Context, table *Table) error{
 func lookerOf(table *Table) *worker {
 	return &worker{
 		table: table, owner: "w", term: newTerm(time.Minute), leased: true, active: time.Now(),
-		queues: map[string]int{DefaultQueue: 1}, doubt: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
+		queues: map[string]int{DefaultQueue: 1}, floors: map[string]*floors{DefaultQueue: {}}, doubt: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
 	}
 }
 
@@ -173,13 +173,12 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now()`)
 	enqueue(t, table, "first")
 	var f floors
-	asked := time.Now()
-	from := f.next(asked)
-	found, err := table.take(t.Context(), "w", DefaultQueue, 10, from)
+	first := f.next(time.Now().Add(-slowTake)) // slow, however fast this machine is
+	found, err := table.take(t.Context(), "w", DefaultQueue, 10, first.from)
 	if err != nil || len(found) != 1 {
 		t.Fatalf("took %d jobs, %v", len(found), err)
 	}
-	f.looked(asked.Add(-slowTake), from, found) // however fast this machine is
+	f.looked(first, reachedBy(found))
 	second := newJob(t, "second")
 	if _, err := table.EnqueueAll(t.Context(), second); err != nil {
 		t.Fatal(err)
@@ -187,37 +186,70 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	look := func(from []time.Time) plan {
 		return explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), from, int64(1_000_000))
 	}
-	look(f.next(time.Now())).check(t, "a take", 150)
+	look(f.next(time.Now()).from).check(t, "a take", 150)
 	if p := look(make([]time.Time, len(priorities()))); p.blocks < 500 {
 		t.Errorf("a look from the beginning took %d blocks: nothing was tried", p.blocks)
 	}
-	if found, err = table.take(t.Context(), "w", DefaultQueue, 10, f.next(time.Now())); err != nil || len(found) != 1 || found[0].id != second.ID() {
+	if found, err = table.take(t.Context(), "w", DefaultQueue, 10, f.next(time.Now()).from); err != nil || len(found) != 1 || found[0].id != second.ID() {
 		t.Errorf("took %+v, %v", found, err)
 	}
+}
+
+// TestOpenTransactionDoesNotSlowTheLooks: it is the same with what waits to be due, also where nothing is.
+func TestOpenTransactionDoesNotSlowTheLooks(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	held, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Rollback(t.Context())
+	if _, err := held.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
+		t.Fatal(err)
+	}
+	many(t, table, 30_000, "state, run_at", "'waiting', now() - interval '1 hour'")
+	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now()`)
+	w := lookerOf(table)
+	look := func() plan {
+		_, queues, levels, from := w.looks()
+		return explain(t, table, table.sql.due, queues, levels, from, table.config.Poll.Microseconds())
+	}
+	if p := look(); p.blocks < 500 {
+		t.Errorf("a look from the beginning took %d blocks: nothing was tried", p.blocks)
+	}
+	w.floors[DefaultQueue].at = make([]time.Time, len(priorities())) // as after a slow look that has told nothing
+	w.floors[DefaultQueue].rescan = time.Now().Add(time.Hour)
+	if err := w.lookForDue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	look().check(t, "a look", 150)
 }
 
 // TestFloors: looks go back to the beginning while those are fast, and once a second or so when they are slow.
 func TestFloors(t *testing.T) {
 	t.Parallel()
 	var f floors
-	whole := func(from []time.Time) bool { return from[0].IsZero() }
+	slow := func(l looking) looking {
+		l.asked = time.Now().Add(-2 * slowTake)
+		return l
+	}
 	now := time.Now()
 	job := row{priority: int16(PriorityMax), runAt: now}
-	f.looked(time.Now(), f.next(now), []row{job})
-	if !whole(f.next(now)) {
+	f.looked(f.next(time.Now()), reachedBy([]row{job}))
+	if !f.next(now).whole {
 		t.Error("it does not begin at the beginning after a look that was fast")
 	}
-	f.looked(time.Now().Add(-2*slowTake), f.next(now), []row{job})
-	from := f.next(time.Now())
-	if want := now.Add(-floorSlack); !from[0].Equal(want) || !from[1].IsZero() {
-		t.Errorf("after a slow look it begins at %v, want %s for the first priority and the beginning for others", from, want)
+	f.looked(slow(f.next(now)), reachedBy([]row{job}))
+	next := f.next(time.Now())
+	if want := now.Add(-floorSlack); next.whole || !next.from[0].Equal(want) || !next.from[1].IsZero() {
+		t.Errorf("after a slow look it begins at %v, want %s for the first priority and the beginning for others", next, want)
 	}
 	later := row{priority: int16(PriorityMax), runAt: now.Add(time.Second)}
-	f.looked(time.Now().Add(-2*slowTake), from, []row{later, job})
-	if from = f.next(time.Now()); !from[0].Equal(later.runAt.Add(-floorSlack)) {
-		t.Errorf("it does not go on from the latest: %v", from)
+	f.looked(slow(next), reachedBy([]row{later, job}))
+	if next = f.next(time.Now()); !next.from[0].Equal(later.runAt.Add(-floorSlack)) {
+		t.Errorf("it does not go on from the latest: %v", next)
 	}
-	if from = f.next(time.Now().Add(2 * rescanEvery)); !whole(from) || !whole(from[1:]) {
-		t.Errorf("it does not go back: %v", from)
+	if next = f.next(time.Now().Add(2 * rescanEvery)); !next.whole || !next.from[0].IsZero() {
+		t.Errorf("it does not go back: %v", next)
 	}
 }

@@ -135,7 +135,6 @@ func (s *Subscriber) run(stop context.Context, out chan<- *message.Message) {
 
 // fetch takes jobs until stop ends.
 func (s *Subscriber) fetch(stop, handling context.Context, w *worker, ready chan<- *delivery) {
-	var from floors
 	failures := 0
 	for stop.Err() == nil {
 		woken := s.table.wakeup.next(s.queue) // before the look
@@ -147,7 +146,7 @@ func (s *Subscriber) fetch(stop, handling context.Context, w *worker, ready chan
 			}
 			continue
 		}
-		taken, err := w.take(stop, handling, s.queue, n, &from)
+		taken, err := w.take(stop, handling, s.queue, n)
 		if err != nil {
 			failures++
 			s.logger.Warn("jobs cannot be taken, will go on by itself", slog.Any("error", err))

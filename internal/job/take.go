@@ -103,29 +103,46 @@ type floors struct {
 	rescan time.Time
 }
 
-func (f *floors) next(now time.Time) []time.Time {
-	if f.at != nil && now.Before(f.rescan) {
-		return f.at
-	}
-	return make([]time.Time, len(priorities()))
+// looking is one look at a queue.
+type looking struct {
+	asked time.Time   // by this process's clock
+	from  []time.Time // for each priority, by the database's
+	whole bool        // from the beginning
 }
 
-// looked notes a look that was asked for at a time, by this process's clock, and what it found.
-func (f *floors) looked(asked time.Time, from []time.Time, found []row) {
-	took := time.Since(asked)
-	whole := from[0].IsZero()
-	if whole {
-		if took < slowTake {
-			f.at = nil
-			return
-		}
-		f.at = make([]time.Time, len(from))
+func (f *floors) next(now time.Time) looking {
+	if f.at != nil && now.Before(f.rescan) {
+		return looking{asked: now, from: slices.Clone(f.at)}
+	}
+	return looking{asked: now, from: make([]time.Time, len(priorities())), whole: true}
+}
+
+// looked notes how far a look has come in each priority, by the database's clock: up to there nothing was left but what it
+// found. The zero time tells nothing.
+func (f *floors) looked(l looking, reached []time.Time) {
+	took := time.Since(l.asked)
+	switch {
+	case l.whole && took < slowTake:
+		f.at = nil
+	case l.whole:
+		f.at = make([]time.Time, len(l.from))
 		f.rescan = time.Now().Add(max(rescanEvery, rescanShare*took))
 	}
-	for _, r := range found { // by the database's clock
-		i := int(int16(PriorityMax) - r.priority)
-		if floor := r.runAt.Add(-floorSlack); floor.After(f.at[i]) {
+	for i := range f.at {
+		if floor := reached[i].Add(-floorSlack); !reached[i].IsZero() && floor.After(f.at[i]) {
 			f.at[i] = floor
 		}
 	}
+}
+
+// reachedBy is how far a take has come.
+func reachedBy(found []row) []time.Time {
+	reached := make([]time.Time, len(priorities()))
+	for _, r := range found {
+		i := int(int16(PriorityMax) - r.priority)
+		if r.runAt.After(reached[i]) {
+			reached[i] = r.runAt
+		}
+	}
+	return reached
 }

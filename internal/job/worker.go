@@ -34,6 +34,7 @@ type worker struct {
 	mu       sync.Mutex
 	changed  *sync.Cond // outcomes were stored, or given up
 	queues   map[string]int
+	floors   map[string]*floors // of the queues
 	held     map[uuid.UUID]*delivery
 	ending   map[uuid.UUID]*delivery // lost, and their handlers have not returned
 	outcomes []outcome               // that are to be stored
@@ -54,6 +55,9 @@ func (t *Table) join(queue string) *worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.queues[queue]++
+	if w.floors[queue] == nil {
+		w.floors[queue] = new(floors)
+	}
 	return w
 }
 
@@ -65,6 +69,7 @@ func (t *Table) leave(ctx context.Context, w *worker, queue string) {
 	w.mu.Lock()
 	if w.queues[queue]--; w.queues[queue] == 0 {
 		delete(w.queues, queue)
+		delete(w.floors, queue)
 	}
 	last := len(w.queues) == 0
 	w.mu.Unlock()
@@ -82,7 +87,7 @@ func newWorker(t *Table) *worker {
 	w := &worker{
 		table: t, owner: ownerName(), term: newTerm(t.config.Lease),
 		beat: make(chan struct{}, 1), doubt: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
-		queues: make(map[string]int), held: make(map[uuid.UUID]*delivery),
+		queues: make(map[string]int), floors: make(map[string]*floors), held: make(map[uuid.UUID]*delivery),
 		ending: make(map[uuid.UUID]*delivery),
 	}
 	w.changed = sync.NewCond(&w.mu)
@@ -119,27 +124,27 @@ func (w *worker) queueNames() []string {
 }
 
 // take takes jobs for a queue. They live under ctx until they have ended.
-func (w *worker) take(ctx, handling context.Context, queue string, n int, f *floors) ([]*delivery, error) {
+func (w *worker) take(ctx, handling context.Context, queue string, n int) ([]*delivery, error) {
 	w.taking.RLock()
 	defer w.taking.RUnlock()
 	w.mu.Lock()
 	w.leased = true
+	f := w.floors[queue]
+	look := f.next(time.Now())
 	w.mu.Unlock()
 	// What was asked for may still be carried out when the wait for the answer is broken off, so it is not cut short.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.table.config.Lease)
 	defer cancel()
-	asked := time.Now()
-	from := f.next(asked)
-	rows, err := w.table.take(ctx, w.owner, queue, n, from)
+	rows, err := w.table.take(ctx, w.owner, queue, n, look.from)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
 		w.doubts()
 		return nil, err
 	}
-	f.looked(asked, from, rows)
+	f.looked(look, reachedBy(rows))
 	if len(rows) > 0 {
-		w.term.extend(asked)
+		w.term.extend(look.asked)
 		w.active = time.Now()
 	}
 	deliveries := make([]*delivery, len(rows))

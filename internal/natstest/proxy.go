@@ -7,9 +7,15 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
-// Proxy is a way to a server that can be interrupted.
+const (
+	parcelBytesMax = 16 << 10
+	parcelsMax     = 64 // under way; what is behind them waits
+)
+
+// Proxy is a way to a server that can be interrupted, and be slow.
 type Proxy struct {
 	listener net.Listener
 	server   string
@@ -17,6 +23,8 @@ type Proxy struct {
 
 	mu    sync.Mutex
 	cut   bool
+	delay time.Duration // of each way
+	rate  int           // bytes a second of each way, or 0 for no limit
 	conns []net.Conn
 }
 
@@ -58,6 +66,20 @@ func (p *Proxy) Mend() {
 	p.cut = false
 }
 
+// Slow has a round trip take that much longer, and lets no more than so many bytes through in a second, for all that is under
+// way from now on; 0 and 0 for neither.
+func (p *Proxy) Slow(roundTrip time.Duration, rate int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay, p.rate = roundTrip/2, rate
+}
+
+func (p *Proxy) pace() (delay time.Duration, rate int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.delay, p.rate
+}
+
 func (p *Proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
@@ -69,8 +91,8 @@ func (p *Proxy) accept() {
 			_ = client.Close()
 			continue
 		}
-		p.copying.Go(func() { carry(server, client) })
-		p.copying.Go(func() { carry(client, server) })
+		p.copying.Go(func() { p.carry(server, client) })
+		p.copying.Go(func() { p.carry(client, server) })
 	}
 }
 
@@ -86,8 +108,49 @@ func (p *Proxy) keep(client, server net.Conn) bool {
 	return true
 }
 
-func carry(to, from net.Conn) {
-	_, _ = io.Copy(to, from)
-	_ = to.Close()
-	_ = from.Close()
+// parcel is what came at once, and when it is to arrive.
+type parcel struct {
+	bytes []byte
+	due   time.Time
+}
+
+// carry copies until one end closes. What is under way is delayed, not held up: more may follow it meanwhile.
+func (p *Proxy) carry(to, from net.Conn) {
+	parcels := make(chan parcel, parcelsMax)
+	p.copying.Go(func() {
+		deliver(to, parcels)
+		_ = to.Close()
+		_ = from.Close()
+	})
+	defer close(parcels)
+	free := time.Now() // when the way is free for the next
+	for {
+		buffer := make([]byte, parcelBytesMax)
+		n, err := from.Read(buffer)
+		if err != nil {
+			return
+		}
+		delay, rate := p.pace()
+		if now := time.Now(); free.Before(now) {
+			free = now
+		}
+		if rate > 0 {
+			free = free.Add(time.Duration(n) * time.Second / time.Duration(rate))
+		}
+		parcels <- parcel{buffer[:n], free.Add(delay)}
+	}
+}
+
+// deliver writes what is due. After an error it takes what comes, and drops it.
+func deliver(to io.Writer, parcels <-chan parcel) {
+	var failed error
+	for p := range parcels {
+		if failed != nil {
+			continue
+		}
+		if wait := time.Until(p.due); wait > 0 {
+			<-time.After(wait) // that is what it is slow by
+		}
+		_, failed = to.Write(p.bytes)
+	}
 }

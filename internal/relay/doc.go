@@ -3,7 +3,8 @@
 // Outbound is a consumer of the SQL topics. It holds shares of a topic's keys by leases as consumers do, so several share the
 // work and a killed one's part goes on elsewhere. It publishes many messages at a time, one of each key, and marks what the
 // broker has acknowledged; a crash repeats what was not marked yet. While the broker is away it waits, and so do the events,
-// in the log. It parks nothing and gives nothing up.
+// in the log. A message that the broker refuses while it takes others is parked with its key, out of their way. It gives
+// nothing up.
 //
 // Inbound reads the broker's topics and stores what arrives in the log that the consumers read. One process does so for a
 // topic, whichever comes first; the others look whether it still does.

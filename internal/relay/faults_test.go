@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 
 	"postbus/internal/natstest"
 	"postbus/internal/pgtest"
+	"postbus/internal/redistest"
 )
 
 // outage is for how long the tests leave a broker unreachable: BROKER_OUTAGE says, as CI does.
@@ -22,6 +24,40 @@ func outage(t *testing.T) time.Duration {
 		return 2 * time.Second
 	}
 	return d
+}
+
+// process is a broker's server.
+type process interface {
+	Addr() string
+	Kill()
+	Start()
+	Signal(signal syscall.Signal)
+}
+
+// servers are the brokers whose process is killed, cut off and stopped: scheme, and how one is started.
+func servers() map[string]func(*testing.T) process {
+	return map[string]func(*testing.T) process{
+		"nats":  func(t *testing.T) process { t.Helper(); return natstest.Start(t) },
+		"kafka": func(t *testing.T) process { t.Helper(); return startKafka(t) },
+		"redis": func(t *testing.T) process { t.Helper(); return redistest.Start(t) },
+	}
+}
+
+// road leads to a server, and can be interrupted and be slow.
+type road interface {
+	Addr() string
+	Cut()
+	Mend()
+	Slow(roundTrip time.Duration, rate int)
+}
+
+// roadTo is one to that server.
+func roadTo(t *testing.T, server process) road {
+	t.Helper()
+	if own, ok := server.(road); ok {
+		return own
+	}
+	return natstest.NewProxy(t, server.Addr())
 }
 
 func stream(t *testing.T, url string) jetstream.Stream {
@@ -42,15 +78,20 @@ func stream(t *testing.T, url string) jetstream.Stream {
 	return s
 }
 
-// TestEventsTakeTheWayOverNATS: commit, relay, broker, arrival, handler, each event once and in order.
-func TestEventsTakeTheWayOverNATS(t *testing.T) {
+// TestEventsTakeTheWay: commit, relay, broker, arrival, handler, each event once and in order.
+func TestEventsTakeTheWay(t *testing.T) {
 	t.Parallel()
-	server := natstest.Start(t)
-	w := newWay(t)
-	c := w.start(server.URL(), 0)
-	w.write(50)
-	w.verify()
-	c.stop()
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			w := newWay(t)
+			c := w.start(scheme+"://"+server.Addr(), 0)
+			w.write(50)
+			w.verify()
+			c.stop()
+		})
+	}
 }
 
 // TestSecondPostgresIsKilled while it carries events, is away while others commit, and comes back.
@@ -58,7 +99,7 @@ func TestSecondPostgresIsKilled(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Own(t)
 	w := newWay(t)
-	c := w.start(server.URL(), 0)
+	c := w.start(server.URL()+"&durability=unchecked", 0) // the servers of tests have no fsync
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -76,62 +117,126 @@ func TestSecondPostgresIsKilled(t *testing.T) {
 // TestBrokerIsKilled while events are on their way, is away while others commit, and comes back with what it has stored.
 func TestBrokerIsKilled(t *testing.T) {
 	t.Parallel()
-	server := natstest.Start(t)
-	w := newWay(t)
-	c := w.start(server.URL(), 0)
-	for round := range 3 {
-		written := make(chan struct{})
-		go func() {
-			defer close(written)
-			w.write(40)
-		}()
-		w.awaitEffects(w.effects() + 10*(round+1)) // in the middle of it
-		server.Kill()
-		<-written // commits need no broker
-		server.Start()
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			w := newWay(t)
+			c := w.start(scheme+"://"+server.Addr(), 0)
+			for round := range 3 {
+				written := make(chan struct{})
+				go func() {
+					defer close(written)
+					w.write(40)
+				}()
+				w.awaitEffects(w.effects() + 10*(round+1)) // in the middle of it
+				server.Kill()
+				<-written // commits need no broker
+				server.Start()
+			}
+			w.verify()
+			c.stop()
+		})
 	}
-	w.verify()
-	c.stop()
 }
 
 // TestBrokerIsUnreachable for a while: commits go on, a process may stop and another start, and what has waited goes out when
 // it is reached again.
 func TestBrokerIsUnreachable(t *testing.T) {
 	t.Parallel()
-	server := natstest.Start(t)
-	proxy := natstest.NewProxy(t, server.Addr())
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			proxy := roadTo(t, start(t))
+			w := newWay(t)
+			c := w.start(scheme+"://"+proxy.Addr(), 0)
+			w.write(10)
+			w.awaitEffects(w.total())
+			_, before := w.medianAndSlowest()
+			proxy.Cut()
+			w.writeFor(outage(t))
+			c.stop()
+			c = w.start(scheme+"://"+proxy.Addr(), 0)
+			w.write(5)
+			_, slowest := w.medianAndSlowest()
+			t.Logf("the slowest of %d commits took %s with the broker, and %s without", w.total(), before, slowest)
+			if got, sent := w.effects(), w.total(); got == sent {
+				t.Error("the broker was reached although the way was cut")
+			}
+			proxy.Mend()
+			w.verify()
+			c.stop()
+		})
+	}
+}
+
+// TestBrokerIsSlow: each round trip takes long, and little goes through at a time. Commits know nothing of it, and what waits
+// goes out.
+func TestBrokerIsSlow(t *testing.T) {
+	t.Parallel()
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			slow(t, roadTo(t, start(t)), func(way string) string { return scheme + "://" + way })
+		})
+	}
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		address, err := url.Parse(pgtest.URL(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		slow(t, natstest.NewProxy(t, address.Host), func(way string) string {
+			address.Host = way
+			return address.String()
+		})
+	})
+}
+
+// slow has the way to a server be slow; to makes a BROKER_URL of it.
+func slow(t *testing.T, proxy road, to func(way string) string) {
+	t.Helper()
+	const roundTrip, rate = 200 * time.Millisecond, 256 << 10
 	w := newWay(t)
-	c := w.start("nats://"+proxy.Addr(), 0)
+	c := w.start(to(proxy.Addr()), 0)
 	w.write(10)
 	w.awaitEffects(w.total())
-	before := w.slowestCommit()
-	proxy.Cut()
-	w.writeFor(outage(t))
-	c.stop()
-	c = w.start("nats://"+proxy.Addr(), 0)
-	w.write(5)
-	t.Logf("the slowest of %d commits took %s with the broker, and %s without", w.total(), before, w.slowestCommit())
-	if got, sent := w.effects(), w.total(); got == sent {
-		t.Error("the broker was reached although the way was cut")
+	before, _ := w.medianAndSlowest()
+	proxy.Slow(roundTrip, rate)
+	w.write(20)
+	during, _ := w.medianAndSlowest()
+	t.Logf("half of the commits took up to %s, and %s with a slow broker", before, during)
+	if during > roundTrip/2 {
+		t.Error("commits wait for the broker")
 	}
-	proxy.Mend()
+	if got, sent := w.effects(), w.total(); got == sent {
+		t.Error("the broker is not slow")
+	}
 	w.verify()
 	c.stop()
 }
 
+// hangs is longer than any relay waits for an answer.
+const hangs = 12 * time.Second
+
 // TestBrokerHangs: it keeps its connections and answers nothing, for longer than the relay waits for an answer.
 func TestBrokerHangs(t *testing.T) {
 	t.Parallel()
-	server := natstest.Start(t)
-	w := newWay(t)
-	c := w.start(server.URL(), 0)
-	w.write(10)
-	w.awaitEffects(w.total())
-	server.Signal(syscall.SIGSTOP)
-	w.writeFor(outage(t) + 5*time.Second)
-	server.Signal(syscall.SIGCONT)
-	w.verify()
-	c.stop()
+	for scheme, start := range servers() {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			server := start(t)
+			w := newWay(t)
+			c := w.start(scheme+"://"+server.Addr(), 0)
+			w.write(10)
+			w.awaitEffects(w.total())
+			server.Signal(syscall.SIGSTOP)
+			w.writeFor(outage(t) + hangs)
+			server.Signal(syscall.SIGCONT)
+			w.verify()
+			c.stop()
+		})
+	}
 }
 
 // TestRelayDiesBetweenAckAndNote, again and again, and comes back when the broker has forgotten the message ids: events are
@@ -183,6 +288,7 @@ func TestProcessesShareTheWay(t *testing.T) {
 	w := newWay(t)
 	killed, stopped, stays := w.start(server.URL(), 0), w.start(server.URL(), 0), w.start(server.URL(), 0)
 	w.write(30)
+	eventually(t, "a part of the relay's work in each process", func() bool { return len(w.status().Owners) == 3 })
 	killed.kill()
 	w.write(30)
 	stopped.stop()

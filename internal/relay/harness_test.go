@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -40,7 +41,7 @@ type way struct {
 
 	mu      sync.Mutex
 	written map[string]int // events by door
-	slowest time.Duration  // commit
+	commits []time.Duration
 }
 
 // newWay returns one on which a broker carries the events.
@@ -106,13 +107,16 @@ func (w *way) writeFor(d time.Duration) {
 	}
 }
 
-// slowestCommit is how long it took, of those since it was asked last.
-func (w *way) slowestCommit() time.Duration {
+// medianAndSlowest are how long commits took, of those since it was asked last.
+func (w *way) medianAndSlowest() (median, slowest time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	d := w.slowest
-	w.slowest = 0
-	return d.Round(time.Millisecond)
+	slices.Sort(w.commits)
+	if n := len(w.commits); n > 0 {
+		median, slowest = w.commits[n/2], w.commits[n-1]
+	}
+	w.commits = nil
+	return median.Round(time.Microsecond), slowest.Round(time.Microsecond)
 }
 
 // open is the use case: the door's row puts its commits in order.
@@ -133,7 +137,7 @@ func (w *way) open(name string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.written[name]++
-	w.slowest = max(w.slowest, time.Since(began))
+	w.commits = append(w.commits, time.Since(began))
 	return err
 }
 

@@ -20,11 +20,14 @@ import (
 	"go.uber.org/goleak"
 
 	"postbus/internal/broker"
+	"postbus/internal/broker/kafka"
 	"postbus/internal/broker/nats"
 	"postbus/internal/broker/postgres"
+	"postbus/internal/broker/redis"
 	"postbus/internal/broker/remote"
 	"postbus/internal/bus"
 	"postbus/internal/domain"
+	"postbus/internal/kafkatest"
 	"postbus/internal/relay"
 	"postbus/internal/uow"
 )
@@ -72,6 +75,9 @@ func newCodec() (*bus.Codec, error) {
 }
 
 func TestMain(m *testing.M) {
+	if kafkatest.Main() {
+		return
+	}
 	if told := os.Getenv(childVariable); told != "" {
 		if err := carry(told); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -80,6 +86,11 @@ func TestMain(m *testing.M) {
 		return
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// kinds are the brokers that events are carried by here.
+func kinds() []broker.Kind {
+	return []broker.Kind{nats.Kind(), kafka.Kind(), redis.Kind(), remote.Kind()}
 }
 
 // carry is the main function of a carrier.
@@ -105,7 +116,7 @@ func carry(told string) error {
 	if err != nil {
 		return err
 	}
-	kind, err := broker.Choose(address, nats.Kind(), remote.Kind())
+	kind, err := broker.Choose(address, kinds()...)
 	if err != nil {
 		return err
 	}

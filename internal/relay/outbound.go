@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -22,6 +23,10 @@ const (
 
 	retryFirst = 50 * time.Millisecond
 	retryLast  = time.Second
+	// refusedMost is how often a message may fail after others were taken behind it, before it is put out of their way.
+	refusedMost = 5
+	// parkedLast is the longest wait between the attempts then.
+	parkedLast = 10 * time.Second
 	// tellEvery is how often the log says that the broker takes nothing.
 	tellEvery = 30 * time.Second
 )
@@ -34,6 +39,8 @@ type Outbound struct {
 	identity string
 	topics   []string
 	logger   *slog.Logger
+
+	taken atomic.Int64 // messages, by the broker
 
 	mu   sync.Mutex
 	told time.Time // when it was said that the broker takes nothing
@@ -95,16 +102,25 @@ func (o *Outbound) Run(ctx context.Context) error {
 	return nil
 }
 
-// carry publishes one message, as often as it takes. It gives it back when this process stops, or has lost its share.
+// carry publishes one message, as often as it takes. It gives it back when this process stops, or has lost its share, and has it
+// parked with its key when the broker refuses it while it takes others: in its place it would hold them up in the end, since of
+// what follows it only so much is read.
 func (o *Outbound) carry(ctx context.Context, topic string, m *message.Message) {
+	var failed failures
 	for wait := retryFirst; ; wait = min(2*wait, retryLast) {
 		err := o.broker.Publisher().Publish(topic, m)
 		if err == nil {
+			o.taken.Add(1)
 			m.Ack()
 			return
 		}
 		if ctx.Err() == nil && m.Context().Err() == nil {
 			o.tell(topic, err)
+		}
+		if failed.again(o.taken.Load()) {
+			o.log.Refuse(m, refusedError{err})
+			m.Nack()
+			return
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -117,6 +133,32 @@ func (o *Outbound) carry(ctx context.Context, topic string, m *message.Message) 
 		m.Nack()
 		return
 	}
+}
+
+// failures tells a message that is refused from one that waits for the broker as all do.
+type failures struct {
+	count, refused int
+	taken          int64 // by the broker, at the second failure
+}
+
+// again notes a failure, and how many messages the broker has taken so far. It reports whether the message is in the way of others.
+// Those count that were taken after its second failure: at the first, as when a connection is lost, some are still under way.
+func (f *failures) again(taken int64) (inTheWay bool) {
+	switch f.count++; {
+	case f.count == 2:
+		f.taken = taken
+	case f.count > 2 && taken > f.taken:
+		f.refused++
+	}
+	return f.refused >= refusedMost
+}
+
+// refusedError has a message tried again for as long as it takes, with its key behind it and out of the others' way.
+type refusedError struct{ error }
+
+// Next is what the log asks: when to try again.
+func (refusedError) Next(attempt int) (wait time.Duration, again bool) {
+	return min(retryLast<<min(attempt, 10), parkedLast), true
 }
 
 // tell says now and then that the broker takes nothing.

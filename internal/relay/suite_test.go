@@ -20,15 +20,19 @@ import (
 )
 
 // TestWatermillsSuite runs Watermill's suite for Pub/Subs over the whole way: published to NATS, stored in a log, read from there.
-// What it leaves out is what the log's own run leaves out (internal/broker/postgres/proof).
 func TestWatermillsSuite(t *testing.T) {
 	t.Parallel()
-	server := natstest.Start(t)
-	address, err := broker.Parse(server.URL() + "?prefix=suite")
+	runSuite(t, nats.Kind(), natstest.Start(t).URL()+"?prefix=suite")
+}
+
+// runSuite runs it over a broker. What it leaves out is what the log's own run leaves out (internal/broker/postgres/proof).
+func runSuite(t *testing.T, kind broker.Kind, url string) {
+	t.Helper()
+	address, err := broker.Parse(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := nats.Open(address, quiet)
+	b, err := kind.Open(address, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,9 +8,11 @@ import (
 	"time"
 
 	"postbus/internal/broker"
+	"postbus/internal/broker/kafka"
 	"postbus/internal/broker/memory"
 	"postbus/internal/broker/nats"
 	"postbus/internal/broker/postgres"
+	"postbus/internal/broker/redis"
 	"postbus/internal/broker/remote"
 	"postbus/internal/config"
 	"postbus/internal/migrate"
@@ -30,7 +32,9 @@ var errNeedsBroker = errors.New("the consumers of this database read from a brok
 	"leave it with: go run ./cmd/consumer --leave-broker --apply")
 
 // kinds are the brokers that a BROKER_URL can name.
-func kinds() []broker.Kind { return []broker.Kind{nats.Kind(), remote.Kind(), memory.Kind()} }
+func kinds() []broker.Kind {
+	return []broker.Kind{nats.Kind(), kafka.Kind(), redis.Kind(), remote.Kind(), memory.Kind()}
+}
 
 // checkBroker checks BROKER_URL, before anything is made.
 func checkBroker(c config.Config) error {

@@ -1,14 +1,11 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -22,8 +19,8 @@ import (
 
 const (
 	scheme          = "nats"
-	defaultPrefix   = "postbus"
 	duplicateWindow = 2 * time.Minute
+	replicasMax     = 5
 	requestTimeout  = 5 * time.Second
 	reconnectWait   = 250 * time.Millisecond
 	pingInterval    = 5 * time.Second // two that are not answered, and the connection counts as lost
@@ -37,14 +34,9 @@ type settings struct {
 	replicas    int           // 0: three in a cluster, one on a server alone
 	retention   time.Duration // 0: nothing goes
 	skipGap     bool
-	secure      bool
-	ca          string
-	certificate string
-	key         string
+	security    broker.Security
 	credentials string
 }
-
-var prefixPattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
 
 // Kind is nats://, JetStream.
 func Kind() broker.Kind {
@@ -58,8 +50,11 @@ func Kind() broker.Kind {
 		},
 		Check: func(a broker.Address) error { _, err := read(a); return err },
 		// Hosts come and go; streams go by the prefix.
-		Identity: func(a broker.Address) string { return "nats, prefix " + a.Parameter("prefix", defaultPrefix) },
-		Open:     func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
+		Identity: func(a broker.Address) string {
+			prefix, _ := a.Prefix() // Check has refused a wrong one
+			return "nats, prefix " + prefix
+		},
+		Open: func(a broker.Address, logger *slog.Logger) (broker.Broker, error) { return Open(a, logger) },
 	}
 }
 
@@ -71,50 +66,15 @@ func read(a broker.Address) (s settings, err error) {
 		"credentials", "password_file"); err != nil {
 		return s, err
 	}
-	s = settings{address: a, prefix: a.Parameter("prefix", defaultPrefix), ca: a.Parameter("ca", ""),
-		certificate: a.Parameter("cert", ""), key: a.Parameter("key", ""), credentials: a.Parameter("credentials", "")}
-	if !prefixPattern.MatchString(s.prefix) {
-		return s, &broker.URLError{Problem: "has a prefix that is not of small letters, digits and _"}
-	}
-	if (s.certificate == "") != (s.key == "") {
-		return s, &broker.URLError{Problem: "needs cert and key, or neither"}
-	}
-	err = errors.Join(
-		choose(a, "provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify),
-		choose(a, "gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap),
-		choose(a, "tls", map[bool]string{true: "off", false: "on"}[a.Local()], map[string]bool{"on": true, "off": false}, &s.secure))
-	if err != nil {
-		return s, err
-	}
-	if !s.secure && s.ca+s.certificate != "" {
-		return s, &broker.URLError{Problem: "has a certificate for a connection without TLS; say tls=on"}
-	}
-	err = s.readNumbers()
-	return s, err
-}
-
-// choose reads a parameter that has two values.
-func choose(a broker.Address, name, otherwise string, values map[string]bool, into *bool) error {
-	value, ok := values[a.Parameter(name, otherwise)]
-	if !ok {
-		return &broker.URLError{Problem: "has a parameter " + name + " that is none of its values"}
-	}
-	*into = value
-	return nil
-}
-
-func (s *settings) readNumbers() (err error) {
-	a := s.address
-	if s.replicas, err = strconv.Atoi(a.Parameter("replicas", "0")); err != nil || s.replicas < 0 || s.replicas > 5 {
-		return &broker.URLError{Problem: "has a parameter replicas that is not 1 to 5"}
-	}
-	if s.retention, err = time.ParseDuration(a.Parameter("retention", "0s")); err != nil || s.retention < 0 {
-		return &broker.URLError{Problem: "has a parameter retention that is no time such as 720h"}
-	}
-	if s.retention > 0 && s.retention < duplicateWindow { // the server refuses to recognise repeats for longer than it has them
-		return &broker.URLError{Problem: fmt.Sprintf("has a parameter retention of less than %s", duplicateWindow)}
-	}
-	return nil
+	s = settings{address: a, credentials: a.Parameter("credentials", "")}
+	var errs [6]error
+	s.prefix, errs[0] = a.Prefix()
+	s.replicas, errs[1] = a.Number("replicas", replicasMax)
+	s.retention, errs[2] = a.Retention(duplicateWindow) // the server refuses to recognise repeats for longer than it has them
+	s.security, errs[3] = a.Security()
+	errs[4] = a.Choice("provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify)
+	errs[5] = a.Choice("gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap)
+	return s, cmp.Or(errs[:]...)
 }
 
 // Broker is JetStream.
@@ -185,25 +145,26 @@ func (b *Broker) options() ([]nats.Option, error) {
 	if b.address.User != "" {
 		options = append(options, nats.UserInfo(b.address.User, password))
 	}
-	for _, name := range []string{b.credentials, b.ca, b.certificate, b.key} {
-		if name == "" {
-			continue
-		}
-		if _, err := os.ReadFile(name); err != nil { //nolint:gosec // the operator names it
-			return nil, fmt.Errorf("read a file that the URL names: %w", errors.Unwrap(err))
-		}
-	}
 	if b.credentials != "" {
+		if _, err := broker.ReadFile(b.credentials); err != nil {
+			return nil, err
+		}
 		options = append(options, nats.UserCredentials(b.credentials))
 	}
-	if b.secure {
-		options = append(options, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
+	return b.withTLS(options)
+}
+
+// withTLS has the driver read the files again for each connection.
+func (b *Broker) withTLS(options []nats.Option) ([]nats.Option, error) {
+	if _, err := b.security.Config(); err != nil || !b.security.TLS {
+		return options, err
 	}
-	if b.ca != "" {
-		options = append(options, nats.RootCAs(b.ca))
+	options = append(options, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
+	if b.security.CA != "" {
+		options = append(options, nats.RootCAs(b.security.CA))
 	}
-	if b.certificate != "" {
-		options = append(options, nats.ClientCert(b.certificate, b.key))
+	if b.security.Certificate != "" {
+		options = append(options, nats.ClientCert(b.security.Certificate, b.security.Key))
 	}
 	return options, nil
 }

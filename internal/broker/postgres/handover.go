@@ -140,7 +140,7 @@ func (l *Log) handOver(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, 
 	if err := to.makeShares(ctx, tx, s.Consumer, begin); err != nil {
 		return 0, err
 	}
-	n, err := l.takeAlong(ctx, tx, to, s, upTo, nil)
+	n, err := l.takeAlong(ctx, tx, to, s, upTo, onTheWay{})
 	if err != nil {
 		return 0, err
 	}
@@ -166,7 +166,7 @@ func (l *Log) TakeBack(ctx context.Context, from *Log, relays []Subscription) (c
 			if err != nil {
 				return err
 			}
-			c.Arrived, c.Missing, c.Unsent = c.Arrived+w.arrived, c.Missing+len(w.missing), c.Unsent+w.unsent
+			c.Arrived, c.Missing, c.Unsent = c.Arrived+w.arrived, c.Missing+len(w.missing)+len(w.refused), c.Unsent+w.unsent
 			consumers, err := from.consumersOf(ctx, tx, r)
 			if err != nil {
 				return err
@@ -179,8 +179,10 @@ func (l *Log) TakeBack(ctx context.Context, from *Log, relays []Subscription) (c
 				c.Taken = append(c.Taken, Taken{Consumer: s.Consumer, Events: n})
 			}
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` WHERE consumer = ANY ($1)`, names(relays)); err != nil {
-			return err
+		for _, table := range []string{"parked", "consumers"} {
+			if _, err := tx.Exec(ctx, `DELETE FROM `+l.table(table)+` WHERE consumer = ANY ($1)`, names(relays)); err != nil {
+				return err
+			}
 		}
 		return l.dropHandedOver(ctx, tx, topicsOf(relays))
 	})
@@ -206,7 +208,7 @@ func (l *Log) takeBack(ctx context.Context, tx pgx.Tx, from *Log, s, relay Subsc
 	if tag.RowsAffected() != shareCount {
 		return 0, fmt.Errorf("topic %s has no relay", relay.Topic)
 	}
-	n, err := from.takeAlong(ctx, tx, l, s, w.upTo, w.missing)
+	n, err := from.takeAlong(ctx, tx, l, s, w.upTo, w)
 	if err != nil {
 		return 0, err
 	}

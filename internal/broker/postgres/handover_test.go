@@ -298,6 +298,41 @@ func TestBrokerThatIsAwayIsLeft(t *testing.T) {
 	}
 }
 
+// TestWhatABrokerRefusesIsTakenBack: what a relay has parked the consumers get, behind what had arrived of its key and before what was
+// not sent.
+func TestWhatABrokerRefusesIsTakenBack(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	l.handOver()
+	all := slices.Concat(eventsOf("a", 1, 3), eventsOf("b", 1, 2))
+	publish(t, l.app, all...)
+	s, err := l.app.RelaySubscriber("relay:user", "one", testLanes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen(t.Context(), t, s, func(m *message.Message) bool {
+		if string(m.Payload) == string(all[1].Payload) {
+			l.app.Refuse(m, reason{text: "no", class: "transient", wait: time.Hour, attempts: 100})
+			return false
+		}
+		return true
+	})
+	eventually(t, "two to be parked", func() bool {
+		status, _, err := l.app.Status(t.Context(), relayOfUsers[0])
+		return err == nil && status.Parked == 2 && status.Waiting == 0
+	})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.arrive(all[0], all[3], all[4])
+	last := event("a", 4)
+	publish(t, l.app, last)
+	if c := l.takeBack(); c.Arrived != 3 || c.Missing != 2 || c.Unsent != 1 {
+		t.Errorf("it did %+v", c)
+	}
+	l.want(l.reads(nil), append(all, last)...)
+}
+
 // TestChangeIsRefused where consumers read over another broker, while a handler does not end, and with too much left; then nothing
 // has changed, and the consumers are at work again.
 func TestChangeIsRefused(t *testing.T) {

@@ -21,8 +21,6 @@ type keeper struct {
 // run keeps shares until ctx ends. It returns an error when the server is another one, when the consumer has no shares here, or
 // when no renewal got through for as long as the lease: from then on this process may not be the only one at work.
 func (k *keeper) run(ctx context.Context) error {
-	tick := time.NewTicker(k.log.config.Lease / 4)
-	defer tick.Stop()
 	for ctx.Err() == nil {
 		err := k.balance(ctx)
 		if err == nil && k.delivery.idle(k.log.config.Rest) {
@@ -31,12 +29,16 @@ func (k *keeper) run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer) || errors.Is(err, errMoved)) {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
+		sleep(ctx, k.log.untilBeat())
 	}
 	return nil
+}
+
+// untilBeat is how long it is until the consumers of this process renew, which they do at the same moments: every quarter of
+// a lease.
+func (l *Log) untilBeat() time.Duration {
+	every := l.config.Lease / 4
+	return every - time.Since(l.opened)%every
 }
 
 // expire waits for the end of the term, while the handlers that run may finish, and then takes the shares away from them. It
@@ -56,7 +58,7 @@ func (k *keeper) balance(ctx context.Context) error {
 	defer cancel()
 	asked := time.Now()
 	before := k.delivery.numbers()
-	here, err := k.delivery.holder.renew(attempt, before)
+	here, err := k.delivery.holder.renewTogether(attempt, before)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"regexp"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -109,6 +110,9 @@ type Log struct {
 	lookout  lookout
 	seals    seals
 	keeps    keeps
+	opened   time.Time
+	renewals renewals
+	storing  atomic.Int32 // consumers whose places move
 	// How far this process has forgotten what may go.
 	inboxSweep, arrivalsSweep sweep
 	perValue                  pgx.QueryExecMode
@@ -121,7 +125,7 @@ func Open(pool *pgxpool.Pool, config Config, logger *slog.Logger) (*Log, error) 
 	if err := config.validate(); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return &Log{pool: pool, config: config, logger: logger, perValue: perValue(pool)}, nil
+	return &Log{pool: pool, config: config, logger: logger, opened: time.Now(), perValue: perValue(pool)}, nil
 }
 
 // Subscription says that a consumer reads a topic.

@@ -225,35 +225,15 @@ func TestPollOfAnotherServer(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
 	publish(t, l, event("k", 1))
-	seen := make(map[string]place)
-	server, err := l.look(t.Context(), []string{"user"}, time.Time{}, seen)
-	if err != nil {
-		t.Fatal(err)
+	var s sights
+	eventually(t, "nothing new", func() bool { return !woken(t, l, &s) })
+	s.topics["gone"] = &sight{drawn: 7}
+	s.server = s.server.Add(-time.Microsecond)
+	if !woken(t, l, &s) {
+		t.Error("another server: not woken")
 	}
-	seen["gone"] = place{snapshot: "3:3:", floor: 7}
-	for _, c := range []struct {
-		name   string
-		server time.Time
-		wakes  bool
-	}{{"the same", server, false}, {"another", server.Add(-time.Microsecond), true}} {
-		woken := l.wakeup.next("user")
-		now, err := l.look(t.Context(), []string{"user"}, c.server, seen)
-		if err != nil || !now.Equal(server) {
-			t.Fatalf("looked at %s: %v", now, err)
-		}
-		select {
-		case <-woken:
-			if !c.wakes {
-				t.Errorf("%s server: woken for nothing", c.name)
-			}
-		default:
-			if c.wakes {
-				t.Errorf("%s server: not woken", c.name)
-			}
-		}
-	}
-	if len(seen) != 1 {
-		t.Errorf("places of another server are kept: %v", seen)
+	if len(s.topics) != 1 {
+		t.Errorf("what was seen on another server is kept: %v", s.topics)
 	}
 }
 

@@ -336,7 +336,7 @@ func (w *windowReader) read(ctx context.Context, t *track, from place, shares []
 	}
 }
 
-// keepStoring stores what has moved, at most every storeEvery, and hands over what leaves. A database that does not
+// keepStoring stores what has moved, at most every storePause, and hands over what leaves. A database that does not
 // answer is asked again; the leases run out meanwhile.
 func (s *Subscriber) keepStoring(ctx context.Context, d *delivery) {
 	slow := time.NewTicker(noteEvery)
@@ -348,8 +348,10 @@ func (s *Subscriber) keepStoring(ctx context.Context, d *delivery) {
 		case <-d.dirty:
 		case <-slow.C:
 		}
+		busy := s.log.storing.Add(1)
 		s.storeDue(ctx, d)
-		sleep(ctx, storeEvery)
+		sleep(ctx, storePause(busy))
+		s.log.storing.Add(-1)
 	}
 }
 
@@ -382,9 +384,15 @@ func (s *Subscriber) reportLost(n int) {
 	}
 }
 
-// storeEvery bounds how often places are stored while messages flow. After a crash the messages acknowledged since the
-// last time come again.
-const storeEvery = 50 * time.Millisecond
+// storeEvery bounds how often the places of a consumer are stored while messages flow, and storeSpacing how often those of all
+// consumers of a process are. After a crash the messages acknowledged since the last time come again.
+const (
+	storeEvery   = 50 * time.Millisecond
+	storeSpacing = 10 * time.Millisecond
+)
+
+// storePause is how long a consumer waits before it stores again, when so many are storing or waiting.
+func storePause(busy int32) time.Duration { return max(storeEvery, time.Duration(busy)*storeSpacing) }
 
 // noteEvery is how often what is handled beyond a place that stays is stored.
 const noteEvery = time.Second

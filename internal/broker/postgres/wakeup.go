@@ -141,10 +141,9 @@ func (l *Log) startLookout() (stop func()) {
 	}
 }
 
-// poll looks at all topics with one query, and signals those that have something new.
+// poll looks at all topics with one query, and signals those that may have something new.
 func (l *Log) poll(ctx context.Context) {
-	var server time.Time
-	seen := make(map[string]place)
+	var s sights
 	for {
 		sleep(ctx, l.config.Poll)
 		if ctx.Err() != nil {
@@ -153,71 +152,132 @@ func (l *Log) poll(ctx context.Context) {
 		l.lookout.mu.Lock()
 		topics := slices.Sorted(maps.Keys(l.lookout.topics))
 		l.lookout.mu.Unlock()
-		var err error
-		if server, err = l.look(ctx, topics, server, seen); err != nil && ctx.Err() == nil {
+		if err := l.look(ctx, topics, &s); err != nil && ctx.Err() == nil {
+			s = sights{} // the server may have lost what was seen and not yet committed
 			l.logger.Debug("poll failed", slog.Any("error", err))
 		}
 	}
 }
 
+// sights are what the looks at topics have shown on a server. The zero value has seen nothing.
+type sights struct {
+	server time.Time // by its start
+	topics map[string]*sight
+}
+
+// sight is of one topic. An event has its transaction's id before its position (doc.go), so when a look sees the position drawn,
+// the id was given out. The next look tells whether the transaction is still under way; from then on its end is waited
+// for. So nothing of the topic itself has to be read, and one at which nothing happens costs next to nothing.
+type sight struct {
+	drawn int64 // the position drawn last
+	moved bool  // drawn has, at the last look
+	// The transactions under way that may have drawn positions: these, and those from the next id up to the end that have not
+	// ended. Snapshots do not list the newest.
+	open      []uint64
+	next, end uint64
+}
+
+// follow takes in another look at the topic, and reports whether there may be something new: since a position was drawn, since
+// that was under way, or since a transaction that may have drawn one has ended.
+func (s *sight) follow(drawn int64, now horizon) bool {
+	isNew := drawn != s.drawn || s.moved
+	if s.moved {
+		s.open, s.next, s.end = now.listed, now.xmax, now.end
+	} else if s.ended(now) {
+		isNew = true
+	}
+	s.moved, s.drawn = drawn != s.drawn, drawn
+	return isNew
+}
+
+// ended takes out the transactions that have ended, and reports whether there were any.
+func (s *sight) ended(now horizon) bool {
+	var still []uint64
+	for _, id := range now.listed {
+		if slices.Contains(s.open, id) || (s.next <= id && id < s.end) {
+			still = append(still, id)
+		}
+	}
+	before := uint64(len(s.open))
+	if reached := min(now.xmax, s.end); s.next < reached {
+		before += reached - s.next
+		s.next = reached
+	}
+	s.open = still
+	return uint64(len(still)) < before
+}
+
+// horizon is which transactions are under way.
+type horizon struct {
+	listed []uint64 // those before xmax
+	xmax   uint64
+	end    uint64 // the first id that was not given out
+}
+
+// newHorizon reads a snapshot. So many ids had been given out from its xmax on.
+func newHorizon(snapshot string, given uint32) horizon {
+	_, rest, _ := strings.Cut(snapshot, ":")
+	xmax, list, _ := strings.Cut(rest, ":")
+	h := horizon{xmax: number(xmax)}
+	h.end = h.xmax + uint64(given)
+	if list != "" {
+		for id := range strings.SplitSeq(list, ",") {
+			h.listed = append(h.listed, number(id))
+		}
+	}
+	return h
+}
+
 // dueMark stands before a consumer's name where a signal is for what it has parked. No topic begins with it.
 const dueMark = "!"
 
-// look compares each topic with where it was seen last, from where something new can be. What was not seen before is
-// signalled once to be sure. It returns which server was looked at; on another one than was named all topics are signalled.
-func (l *Log) look(ctx context.Context, topics []string, server time.Time, seen map[string]place) (now time.Time, err error) {
+// look looks at topics once more, and signals those that may have something new. What was not seen before on this server is
+// signalled to be sure.
+func (l *Log) look(ctx context.Context, topics []string, s *sights) error {
 	if len(topics) == 0 {
-		return server, nil
+		return nil
 	}
-	var query strings.Builder
-	var args []any
-	query.WriteString(`SELECT pg_postmaster_start_time(), pg_current_snapshot()::text, topic, floor, late FROM (`)
-	for i, topic := range topics {
-		if i > 0 {
-			query.WriteString(` UNION ALL `)
-		}
-		last, n := seen[topic], len(args)
-		args = append(args, topic, nullable(last.snapshot), last.floor, l.seals.before(server, topic, last.snapshot))
-		table := l.topicTable(topic)
-		fmt.Fprintf(&query, `SELECT $%[2]d::text AS topic, (SELECT coalesce(max(position), 0) FROM %[1]s WHERE position > $%[5]d) AS floor,
-			EXISTS (SELECT FROM %[1]s WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($%[3]d::pg_snapshot)))
-				AND position > $%[5]d AND position + 0 <= $%[4]d)
-			OR EXISTS (SELECT FROM %[1]s WHERE xid >= pg_snapshot_xmax($%[3]d::pg_snapshot)
-				AND position > $%[5]d AND position + 0 <= $%[4]d) AS late`,
-			table, n+1, n+2, n+3, n+4)
-	}
-	// A consumer that rests is woken for what it has parked, and when it was given to another log.
-	query.WriteString(`) AS topics
-		UNION ALL SELECT pg_postmaster_start_time(), '', '` + dueMark + `' || consumer, 0, true FROM ` + l.table("consumers") + ` AS c
-		WHERE handed_over IS NOT NULL OR EXISTS (SELECT FROM ` + l.table("parked") + ` AS p
-			WHERE p.consumer = c.consumer AND p.state = 'retry' AND p.run_at <= clock_timestamp())`)
-	rows, err := l.pool.Query(ctx, query.String(), append([]any{l.perValue}, args...)...)
+	// Whoever may not see the sequences finds something new each time. A consumer that rests is woken for what it has
+	// parked, and when it was given to another log.
+	rows, err := l.pool.Query(ctx, `SELECT pg_postmaster_start_time(), pg_current_snapshot()::text,
+			age(pg_snapshot_xmax(pg_current_snapshot())::xid), topic,
+			CASE WHEN has_sequence_privilege(sequence, 'USAGE, SELECT') THEN coalesce(pg_sequence_last_value(sequence), 0) END
+		FROM (SELECT topic, to_regclass(format('%I.%I', $2::text, $3::text || topic || $4::text)) AS sequence
+			FROM unnest($1::text[]) AS topic OFFSET 0) AS topics
+		UNION ALL SELECT pg_postmaster_start_time(), '', 0, '`+dueMark+`' || consumer, NULL FROM `+l.table("consumers")+` AS c
+		WHERE handed_over IS NOT NULL OR EXISTS (SELECT FROM `+l.table("parked")+` AS p
+			WHERE p.consumer = c.consumer AND p.state = 'retry' AND p.run_at <= clock_timestamp())`,
+		topics, l.config.Schema, topicPrefix, positionSuffix)
 	if err != nil {
-		return server, fmt.Errorf("look at topics: %w", err)
+		return fmt.Errorf("look at topics: %w", err)
 	}
+	var server time.Time
 	var snapshot, topic string
-	var floor int64
-	var late bool
-	anew := sync.OnceFunc(func() { clear(seen) })
-	_, err = pgx.ForEachRow(rows, []any{&now, &snapshot, &topic, &floor, &late}, func() error {
-		if strings.HasPrefix(topic, dueMark) {
+	var given int32
+	var drawn *int64
+	now := sync.OnceValue(func() horizon { return newHorizon(snapshot, uint32(given)) }) // one for all rows
+	_, err = pgx.ForEachRow(rows, []any{&server, &snapshot, &given, &topic, &drawn}, func() error {
+		if strings.HasPrefix(topic, dueMark) || drawn == nil {
 			l.wakeup.signal(topic)
 			return nil
 		}
-		if !now.Equal(server) {
-			anew()
+		if s.topics == nil || !server.Equal(s.server) {
+			s.server, s.topics = server, make(map[string]*sight)
 		}
-		last, known := seen[topic]
-		seen[topic] = place{snapshot: snapshot, floor: max(last.floor, floor)}
-		if !known || floor > last.floor || late {
+		seen := s.topics[topic]
+		if seen == nil {
+			seen = &sight{drawn: -1}
+			s.topics[topic] = seen
+		}
+		if seen.follow(*drawn, now()) {
 			l.wakeup.signal(topic)
 		}
 		return nil
 	})
 	if err != nil {
-		return server, fmt.Errorf("look at topics: %w", err)
+		return fmt.Errorf("look at topics: %w", err)
 	}
-	return now, nil
+	return nil
 }
 
 // listen signals the topics that other processes tell of, on a connection of its own. Behind a pooler that hands a

@@ -50,11 +50,18 @@ func Kind() broker.Kind {
 	}
 }
 
+// durabilityParameter says, with the value unchecked, that the server may lose commits when its machine fails.
+const durabilityParameter, unchecked = "durability", "unchecked"
+
 func settings(a broker.Address) (*pgxpool.Config, error) {
 	c, err := pgxpool.ParseConfig(a.URL())
 	if err != nil || c.ConnConfig.Database == "" {
 		return nil, errURL // its own text may quote the password
 	}
+	if a.Parameter(durabilityParameter, unchecked) != unchecked {
+		return nil, &broker.URLError{Problem: "has a parameter " + durabilityParameter + " that is not " + unchecked}
+	}
+	delete(c.ConnConfig.RuntimeParams, durabilityParameter) // which is for us
 	c.ConnConfig.RuntimeParams["synchronous_commit"] = "on" // whatever the server's default is
 	if c.ConnConfig.ConnectTimeout == 0 {
 		c.ConnConfig.ConnectTimeout = requestTimeout / 2
@@ -67,6 +74,7 @@ type Broker struct {
 	pool    *pgxpool.Pool
 	log     *postgres.Log
 	logger  *slog.Logger
+	checked bool // the server is to keep what it has committed
 	offered chan offer
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -88,19 +96,40 @@ func Open(a broker.Address, logger *slog.Logger) (*Broker, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	b := &Broker{pool: pool, log: log, logger: logger.With(slog.String("broker", scheme)), offered: make(chan offer), stop: stop}
+	b := &Broker{
+		pool: pool, log: log, logger: logger.With(slog.String("broker", scheme)), offered: make(chan offer), stop: stop,
+		checked: a.Parameter(durabilityParameter, "") != unchecked,
+	}
 	b.running.Go(func() { b.append(ctx) })
 	return b, nil
 }
 
-// Provision makes the log's tables where they are missing.
+// Provision makes the log's tables where they are missing. It refuses a server that would lose what it has committed when its machine
+// fails, unless the URL says that this is meant.
 func (b *Broker) Provision(ctx context.Context, topics ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	if b.checked {
+		if err := b.inspect(ctx); err != nil {
+			return explain(err)
+		}
+	}
 	if err := migrate.Up(ctx, b.pool, postgres.Migrations(schema)); err != nil {
 		return explain(err)
 	}
 	return explain(b.log.Provision(ctx, topics, nil))
+}
+
+// inspect looks at the settings that no session can change.
+func (b *Broker) inspect(ctx context.Context) error {
+	var name string
+	err := b.pool.QueryRow(ctx, `SELECT coalesce(min(name), '') FROM pg_settings
+		WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'`).Scan(&name)
+	if err == nil && name != "" {
+		return &broker.RefusedError{Reason: "the second Postgres has " + name + "=off, and may lose what it has committed when its machine " +
+			"fails; switch it on, or say durability=unchecked in the URL if that is meant"}
+	}
+	return err
 }
 
 // Publisher implements broker.Broker.

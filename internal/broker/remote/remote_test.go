@@ -35,7 +35,7 @@ func TestBroker(t *testing.T) {
 	t.Parallel()
 	brokertest.Run(t, remote.Kind().Capabilities, func(t *testing.T) func() broker.Broker {
 		t.Helper()
-		address := pgtest.URL(t)
+		address := unchecked(t, pgtest.URL(t))
 		return func() broker.Broker { return open(t, address) }
 	})
 }
@@ -44,7 +44,7 @@ func TestBroker(t *testing.T) {
 func TestAcknowledgedOutlivesTheServer(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Own(t)
-	b := open(t, server.URL())
+	b := open(t, unchecked(t, server.URL()))
 	defer b.Close()
 	if err := b.Provision(t.Context(), "user"); err != nil {
 		t.Fatal(err)
@@ -56,7 +56,7 @@ func TestAcknowledgedOutlivesTheServer(t *testing.T) {
 	}
 	server.Kill()
 	server.Start()
-	again := open(t, server.URL())
+	again := open(t, unchecked(t, server.URL()))
 	defer again.Close()
 	if got, _ := brokertest.Read(t, again, "user", nil, 1); got[0].UUID != m.UUID {
 		t.Errorf("read %s, want %s", got[0].UUID, m.UUID)
@@ -66,7 +66,7 @@ func TestAcknowledgedOutlivesTheServer(t *testing.T) {
 // TestPlaceOfAnotherServer: a place that the server has gone back behind is not gone on from.
 func TestPlaceOfAnotherServer(t *testing.T) {
 	t.Parallel()
-	b := open(t, pgtest.URL(t))
+	b := open(t, unchecked(t, pgtest.URL(t)))
 	defer b.Close()
 	if err := b.Provision(t.Context(), "user"); err != nil {
 		t.Fatal(err)
@@ -82,6 +82,36 @@ func TestPlaceOfAnotherServer(t *testing.T) {
 	}
 	if got, _ := brokertest.Read(t, b, "user", places, 1); got[0].UUID != m.UUID {
 		t.Errorf("read %s, want %s", got[0].UUID, m.UUID)
+	}
+}
+
+// unchecked says that a server may lose commits when its machine fails, as those of tests do.
+func unchecked(t *testing.T, address string) string {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("durability", "unchecked")
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// TestServerThatLosesCommits when its machine fails is refused, unless that is meant.
+func TestServerThatLosesCommits(t *testing.T) {
+	t.Parallel()
+	address := pgtest.URL(t)
+	b := open(t, address)
+	defer b.Close()
+	var refused *broker.RefusedError
+	if err := b.Provision(t.Context(), "user"); !errors.As(err, &refused) || !strings.Contains(refused.Reason, "fsync=off") {
+		t.Errorf("without fsync: %v", err)
+	}
+	meant := open(t, unchecked(t, address))
+	defer meant.Close()
+	if err := meant.Provision(t.Context(), "user"); err != nil {
+		t.Errorf("without fsync, which is meant: %v", err)
 	}
 }
 

@@ -42,7 +42,7 @@ var brokenBuilds = map[string]broken{
 		file:   "share.go",
 		right:  "AND s.epoch = c.epoch AND s.owner = $10",
 		wrong:  "AND (s.epoch = c.epoch OR NOT c.release) AND $10::text <> ''", // owners of the past store their place
-		faults: "heirs", length: "60s",
+		faults: "heirs", length: "10s",
 		finding: `repeated without reason [1-9]`,
 	},
 }

@@ -64,6 +64,16 @@ func startReader(t *testing.T, config readerConfig) *process {
 	return p
 }
 
+// ownsAny tells whether the process is one of those that hold shares.
+func (p *process) ownsAny(owners map[string]int) bool {
+	for owner := range owners {
+		if strings.Contains(owner, fmt.Sprintf("/%d/", p.cmd.Process.Pid)) {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *process) signal(s syscall.Signal) {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(s); err != nil {

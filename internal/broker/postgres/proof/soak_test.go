@@ -237,61 +237,84 @@ func (w *world) resume(now time.Time) {
 	}
 }
 
-// holdThenKillHeirs is the worst case for a place: what a process sends is held up, others take over and get ahead, all
-// falls silent, those that took over are killed, and what was held up arrives. It must not take back what they had
-// stored.
-func (w *world) holdThenKillHeirs(*rand.Rand) {
+// holdThenKillHeirs is the worst case for a place: a checkpoint is held up, others take over and get ahead, all falls silent,
+// those that took over are killed, and what was held up arrives before anybody else has the shares. It must not take back what
+// they had stored. They are killed when nothing is left to store, which is no reason for a repeat.
+func (w *world) holdThenKillHeirs(random *rand.Rand) {
+	w.t.Helper()
 	w.resume(time.Now().Add(time.Hour))
-	w.awaitProgress(shared) // so that somebody owns something
-	p := w.busiest()
+	w.awaitOwners("the shares to be spread", func(owners map[string]int) bool {
+		return len(owners) == sharedCount && slices.Max(slices.Collect(maps.Values(owners))) <= fairCount
+	})
+	heirs := slices.DeleteFunc(slices.Clone(w.readers), func(p *process) bool { return p.config.Consumer != shared })
+	i := random.IntN(len(heirs))
+	p := heirs[i]
+	heirs = slices.Delete(heirs, i, i+1)
+
 	from := time.Now()
-	p.wire.gate.Lock()
-	release := sync.OnceFunc(p.wire.gate.Unlock)
+	jam := p.wire.hold()
+	release := sync.OnceFunc(p.wire.release)
 	defer release()
-	wait(lease * 3 / 2)
-	w.awaitProgress(shared) // by the heirs
+	w.awaitSignal("a checkpoint to be held up", jam.began)
 	w.writers.pause.Lock()
 	defer w.writers.pause.Unlock()
-	w.awaitQuiet()
-	wait(lag + 250*time.Millisecond) // what was handled is stored by now
-	heirs := 0
-	for _, other := range slices.Clone(w.readers) {
-		if other != p && other.config.Consumer == p.config.Consumer {
-			w.kill(other)
-			heirs++
-		}
+	w.awaitOwners("the heirs to take over", func(owners map[string]int) bool { return !p.ownsAny(owners) })
+	w.writers.write(everyShare)
+	await(w.t, "everything to be stored", func() bool { return w.stored(shared) })
+	for _, heir := range heirs {
+		heir.kill()
+		w.remove(heir)
 	}
 	release()
+	w.awaitSignal("what was held up to arrive", jam.arrived)
 	w.blame("held up", p.name, from)
 	for range heirs {
-		w.start(p.config.Consumer)
+		w.start(shared)
 	}
+	w.awaitOwners("the heirs of the heirs", func(owners map[string]int) bool {
+		return !slices.ContainsFunc(heirs, func(heir *process) bool { return heir.ownsAny(owners) })
+	})
+	await(w.t, "what was taken back to be stored again", func() bool { return w.stored(shared) })
 }
 
-// awaitQuiet waits until everything there is has been handled.
-func (w *world) awaitQuiet() {
+// shareCount is into how many shares the log cuts a consumer's work, and fairCount the most that a process keeps of them.
+const (
+	shareCount = 16
+	fairCount  = (shareCount + sharedCount - 1) / sharedCount
+)
+
+// awaitOwners waits until somebody has each share of the shared consumer, and so as is wanted.
+func (w *world) awaitOwners(what string, as func(owners map[string]int) bool) {
 	w.t.Helper()
-	last, since := int64(-1), time.Now()
-	await(w.t, "silence", func() bool {
-		w.readDeliveries()
-		if now := w.recorded(); now != last {
-			last, since = now, time.Now()
+	await(w.t, what, func() bool {
+		all := 0
+		s, _ := w.status(shared)
+		for _, n := range s.Owners {
+			all += n
 		}
-		return time.Since(since) > 300*time.Millisecond
+		return all == shareCount && as(s.Owners)
 	})
 }
 
-// busiest returns the process that has had the newest message of the shared consumer.
-func (w *world) busiest() *process {
-	w.readDeliveries()
-	newest, when := w.readers[0], time.Time{}
-	for _, p := range w.readers {
-		all := w.records[p.name].all
-		if p.config.Consumer == shared && len(all) > 0 && all[len(all)-1].began.After(when) {
-			newest, when = p, all[len(all)-1].began
-		}
+// stored tells that everything that there is has been handled by the consumer, and that is stored.
+func (w *world) stored(consumer string) bool {
+	s, known := w.status(consumer)
+	return known && s.Waiting == 0 && s.Parked == 0
+}
+
+// status tells where a consumer stands, unless the session was cut. Whoever wants to know asks again.
+func (w *world) status(consumer string) (s postgres.Status, known bool) {
+	s, known, err := w.log.Status(w.t.Context(), postgres.Subscription{Consumer: consumer, Topic: topic})
+	return s, known && err == nil
+}
+
+func (w *world) awaitSignal(what string, signal <-chan struct{}) {
+	w.t.Helper()
+	select {
+	case <-signal:
+	case <-time.After(patience):
+		w.t.Fatalf("waited for %s in vain", what)
 	}
-	return newest
 }
 
 // cutSessions ends the sessions of readers or writers at the server.
@@ -375,7 +398,7 @@ func (w *world) awaitHandled(committed map[string]event) {
 			}
 			all = all && len(handled) >= len(committed)
 		}
-		if all {
+		if all || w.stored(shared) && w.stored(alone) {
 			return
 		}
 		if size := w.recorded(); size != last {

@@ -70,7 +70,7 @@ func (w *writers) start(seed uint64) (stop func()) {
 		writing.Go(func() {
 			for ctx.Err() == nil {
 				w.pause.RLock()
-				w.write(random)
+				w.write(newPlan(random))
 				w.pause.RUnlock()
 				wait(time.Duration(random.ExpFloat64() * float64(w.rate)))
 			}
@@ -107,7 +107,7 @@ func newPlan(random *rand.Rand) plan {
 	}
 	switch {
 	case chance(0.4):
-		p.keys, p.each = []string{noKey}, 700 // more than a page
+		p.keys, p.each = everyShare.keys, everyShare.each // more than a page
 	case chance(5):
 		p.each = 1 + random.IntN(20)
 	}
@@ -120,11 +120,13 @@ func newPlan(random *rand.Rand) plan {
 	return p
 }
 
+// everyShare is a transaction with events of all shares.
+var everyShare = plan{keys: []string{noKey}, each: 700}
+
 // write runs one transaction to whichever end.
-func (w *writers) write(random *rand.Rand) {
+func (w *writers) write(p plan) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	p := newPlan(random)
 	id := uuid.New()
 	tx, err := w.pool.Begin(ctx)
 	if err != nil {

@@ -1,0 +1,135 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// renewals gathers the renewals that consumers of this process ask for at the same time: many idle consumers then cost one
+// commit every quarter of a lease, and not one each. Its zero value is ready.
+type renewals struct {
+	mu      sync.Mutex
+	asked   []*renewal // since the last statement was sent
+	sending bool
+}
+
+// renewal is what one consumer asks for. The answer is there when done is closed.
+type renewal struct {
+	holder holder
+	shares []int16
+	done   chan struct{}
+	whole  bool // all was renewed
+	others int
+	err    error
+}
+
+// renewTogether renews like renew, with those of other consumers. Where anything of this one's could not be had at once, or was
+// lost, or it is paused, it is renewed by itself: one consumer's lock does not keep the others from their leases.
+func (h holder) renewTogether(ctx context.Context, shares []int16) (presence, error) {
+	r := &renewal{holder: h, shares: shares, done: make(chan struct{})}
+	h.log.renewals.ask(h.log, r)
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, ctx.Err())
+	}
+	switch {
+	case r.err != nil:
+		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, r.err)
+	case r.whole:
+		return presence{held: shares, others: r.others, seated: true}, nil
+	}
+	return h.renew(ctx, shares)
+}
+
+func (r *renewals) ask(l *Log, asked *renewal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked = append(r.asked, asked)
+	if !r.sending {
+		r.sending = true
+		go r.send(l)
+	}
+}
+
+// send answers what is asked until nothing is. What is asked while a statement is under way goes into the next.
+func (r *renewals) send(l *Log) {
+	for {
+		r.mu.Lock()
+		asked := r.asked
+		r.asked = nil
+		r.sending = len(asked) > 0
+		r.mu.Unlock()
+		if len(asked) == 0 {
+			return
+		}
+		byServer := make(map[time.Time][]*renewal)
+		for _, a := range asked {
+			byServer[a.holder.server] = append(byServer[a.holder.server], a)
+		}
+		for server, all := range byServer {
+			if len(all) > 1 { // one is renewed by itself
+				l.renewAll(server, all)
+			}
+			for _, a := range all {
+				close(a.done)
+			}
+		}
+	}
+}
+
+// renewAll renews in one statement what nobody else has locked. Rows are locked in order; none is waited for.
+func (l *Log) renewAll(server time.Time, all []*renewal) {
+	ctx, cancel := context.WithTimeout(context.Background(), l.config.Lease/4)
+	defer cancel()
+	byOwner := make(map[string]*renewal, len(all))
+	var consumers, owners, shareConsumers, shareOwners []string
+	var shares []int16
+	for _, a := range all {
+		h := a.holder
+		byOwner[h.owner] = a
+		consumers, owners = append(consumers, h.consumer), append(owners, h.owner)
+		for _, share := range a.shares {
+			shareConsumers, shareOwners, shares = append(shareConsumers, h.consumer), append(shareOwners, h.owner), append(shares, share)
+		}
+	}
+	rows, err := l.pool.Query(ctx, `WITH
+		here AS (
+			SELECT m.consumer, m.owner FROM `+l.table("consumer_members")+` AS m
+			JOIN unnest($1::text[], $2::text[]) AS asked (consumer, owner) ON m.consumer = asked.consumer AND m.owner = asked.owner
+			WHERE NOT EXISTS (SELECT FROM `+l.table("consumers")+` AS c WHERE c.consumer = m.consumer AND c.paused_until > clock_timestamp())
+			ORDER BY m.consumer, m.owner FOR UPDATE OF m SKIP LOCKED),
+		seen AS (
+			UPDATE `+l.table("consumer_members")+` AS m SET seen_until = clock_timestamp() + $6 FROM here
+			WHERE m.consumer = here.consumer AND m.owner = here.owner),
+		locked AS (
+			SELECT s.consumer, s.share, s.owner FROM `+l.table("consumer_shares")+` AS s
+			JOIN unnest($3::text[], $4::text[], $5::smallint[]) AS asked (consumer, owner, share)
+				ON s.consumer = asked.consumer AND s.share = asked.share AND s.owner = asked.owner
+			ORDER BY s.consumer, s.share FOR UPDATE OF s SKIP LOCKED),
+		renewed AS (
+			UPDATE `+l.table("consumer_shares")+` AS s SET lease_until = clock_timestamp() + $6 FROM locked
+			WHERE s.consumer = locked.consumer AND s.share = locked.share RETURNING s.owner)
+		SELECT here.owner, coalesce(renewed.n, 0),
+			(SELECT count(*) FROM `+l.table("consumer_members")+` AS m
+				WHERE m.consumer = here.consumer AND m.owner <> here.owner AND m.seen_until > clock_timestamp())
+		FROM here LEFT JOIN (SELECT owner, count(*) AS n FROM renewed GROUP BY owner) AS renewed ON renewed.owner = here.owner
+		WHERE `+l.sameServer("$7", "NULL"),
+		consumers, owners, shareConsumers, shareOwners, shares, l.config.Lease, server)
+	if err == nil {
+		var owner string
+		var n, others int
+		_, err = pgx.ForEachRow(rows, []any{&owner, &n, &others}, func() error {
+			a := byOwner[owner]
+			a.whole, a.others = n == len(a.shares), others
+			return nil
+		})
+	}
+	for _, a := range all {
+		a.err = err
+	}
+}
