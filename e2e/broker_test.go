@@ -60,53 +60,53 @@ func TestBrokerByOneSetting(t *testing.T) {
 	}
 }
 
-// TestBrokerTakesOver: consumers that have handled everything are handed over to a broker; while they have something left the
-// program says so.
-func TestBrokerTakesOver(t *testing.T) {
+// TestBrokerIsJoinedAndLeft while the programs run, one after the other restarted with the setting; the app is not. A broker that is
+// away can be left. Each mail comes once.
+func TestBrokerIsJoinedAndLeft(t *testing.T) {
 	parallel(t)
+	const carl, dora = "carl@example.com", "dora@example.com"
 	server := natstest.Start(t)
 	s := newSite(t)
-	web := s.startApp(settings{"CONSUMERS": "none"})
+	s.startApp(settings{"CONSUMERS": "none"})
+	first := s.startConsumer()
 	s.signUp(anna)
-	early := s.start(consumer, settings{"BROKER_URL": server.URL()})
-	early.says(&early.err, "consumer verification-email has events to handle, ")
-	early.exits(1)
-
-	before := s.startConsumer()
 	link := s.office.await(anna, verification).link
-	s.wantNothingWaiting()
-	before.stop(os.Interrupt)
-	s.confirm(link) // between the two: nobody reads
-	s.signUp(bert)
-
-	late := s.start(consumer, settings{"BROKER_URL": server.URL()})
-	late.says(&late.err, " has events to handle, ")
-	late.exits(1)
-	again := s.startConsumer()
-	s.office.await(anna, welcome)
-	link = s.office.await(bert, verification).link
-	s.wantNothingWaiting()
-	again.stop(os.Interrupt)
-
 	s.env["BROKER_URL"] = server.URL()
-	s.startConsumer()
+	second := s.startConsumer()
+	second.says(&second.out, "have it carry the events with: go run ./cmd/consumer --join-broker --apply")
+	first.stop(os.Interrupt)
 	s.confirm(link)
+	s.office.await(anna, welcome)
+
+	told := s.start(consumer, nil, "--join-broker")
+	told.says(&told.out, "verification-email would take along what it has left by then; now ")
+	told.says(&told.out, "nothing was changed; add --apply to do it")
+	told.exits(0)
+	joined := s.start(consumer, nil, "--join-broker", "--apply")
+	s.signUp(bert)
+	joined.says(&joined.out, "the consumers read over nats, prefix postbus\n")
+	joined.says(&joined.out, "and all of them have arrived\n")
+	joined.exits(0)
+	s.confirm(s.office.await(bert, verification).link)
 	s.office.await(bert, welcome)
 	other := s.start(consumer, settings{"BROKER_URL": server.URL() + "?prefix=other"}) // it would leave what the first one has
-	other.says(&other.err, " reads over nats, prefix postbus, and BROKER_URL names nats, prefix other; ")
+	other.says(&other.err, "the consumers read over nats, prefix postbus, and BROKER_URL names nats, prefix other; ")
 	other.exits(1)
-	web.stop(os.Interrupt)
-	if n := len(s.office.of("", "")); n != 4 {
-		t.Errorf("%d letters, want 4", n)
-	}
-}
 
-// wantNothingWaiting waits until both consumers have handled everything.
-func (s *site) wantNothingWaiting() {
-	s.t.Helper()
-	until(s.t, "nothing waits", func() bool {
-		list := s.start(consumer, nil, "--list")
-		list.exits(0)
-		return len(regexp.MustCompile(`user +0 +-`).FindAllString(list.out.String(), -1)) == 2
-	})
+	server.Kill()
+	s.signUp(carl)
+	left := s.start(consumer, nil, "--leave-broker", "--apply")
+	left.says(&left.out, "the consumers read the application's Postgres\n")
+	left.exits(0)
+	s.confirm(s.office.await(carl, verification).link)
+	s.office.await(carl, welcome)
+	delete(s.env, "BROKER_URL")
+	third := s.startConsumer()
+	second.stop(os.Interrupt)
+	s.signUp(dora)
+	s.office.await(dora, verification)
+	third.stop(os.Interrupt)
+	if n := len(s.office.of("", "")); n != 7 {
+		t.Errorf("%d letters, want 7", n)
+	}
 }

@@ -1,6 +1,6 @@
 // Command consumer runs the application's consumers and jobs as a process of their own, all of them or those named by --only.
-// --list shows them and where each stands, --move, --rename and --forget change that, --dead deals with what was given up; --help
-// lists the settings.
+// --list shows them and where each stands, --move, --rename and --forget change that, --join-broker and --leave-broker what they
+// read, --dead deals with what was given up; --help lists the settings.
 package main
 
 import (
@@ -37,6 +37,8 @@ func run(ctx context.Context, c config.Config, logger *slog.Logger) error {
 		return err
 	}
 	switch {
+	case c.JoinBroker:
+		return errors.Join(b.JoinBroker(ctx, os.Stdout, c.Apply), b.Close())
 	case c.Move != "":
 		return errors.Join(b.Move(ctx, os.Stdout, c.Move, c.To, c.Apply), b.Close())
 	case c.Dead != "":

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -97,9 +96,6 @@ func (r *Router) Use(middleware ...message.HandlerMiddleware) { r.router.AddMidd
 
 // jobPrefix begins the names of queues of jobs among those of consumers, which have no colon.
 const jobPrefix = "job:"
-
-// IsQueue tells whether the consumer of a cause is a queue of jobs.
-func IsQueue(consumer string) bool { return strings.HasPrefix(consumer, jobPrefix) }
 
 // AddQueue runs a queue of jobs beside the consumers, under the same middleware; before Run. The subscriber is closed with
 // the router. refuser is told of failures, with what the policy makes of them, and may know better; the policy's Deadline

@@ -389,6 +389,11 @@ func setPsql(c *Config, value string) (err error) {
 	return err
 }
 
+func setJoinBroker(c *Config, value string) (err error) {
+	c.JoinBroker, err = parseBool(value)
+	return err
+}
+
 func setLeaveBroker(c *Config, value string) (err error) {
 	c.LeaveBroker, err = parseBool(value)
 	return err

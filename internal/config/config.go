@@ -96,10 +96,12 @@ type Config struct {
 	WhichID                               uuid.UUID
 	// Payload is the file with what takes the place of a dead event's payload, Note says why. Default empty.
 	Payload, Note string
-	// Apply tells whether a move, a rename or what is said of dead events is to be done, not only told. Default false.
+	// Apply tells whether a move, a rename, a change of brokers or what is said of dead events is to be done, not only told.
+	// Default false.
 	Apply bool
-	// LeaveBroker asks for the consumers to read the application's Postgres again. Default false.
-	LeaveBroker bool
+	// JoinBroker asks for the consumers to read what the broker brings, LeaveBroker for them to read the application's Postgres
+	// again. Default false.
+	JoinBroker, LeaveBroker bool
 	// Psql asks for psql on the database instead of running the app. Default false.
 	Psql bool
 }
@@ -202,9 +204,6 @@ func complete(c Config) (Config, error) {
 	if err := checkRun(c); err != nil {
 		return Config{}, err
 	}
-	if c.LeaveBroker && (!c.Apply || c.BrokerURL != "") {
-		return Config{}, &Error{Setting: "--leave-broker", Problem: "needs --apply, and no BROKER_URL"}
-	}
 	if c.HTTPAddr == "" {
 		c.HTTPAddr, c.PublicURLGuessed = defaultHTTPAddr, c.PublicURL == ""
 	}
@@ -218,6 +217,10 @@ func checkRun(c Config) error {
 		return &Error{Setting: "--move", Problem: "goes with --to: --move=welcome-email --to=now"}
 	case c.RenameFrom != "" && !c.Apply:
 		return &Error{Setting: "--rename", Problem: "needs --apply"}
+	case c.JoinBroker && c.BrokerURL == "":
+		return &Error{Setting: "--join-broker", Problem: "needs the BROKER_URL of the broker"}
+	case c.JoinBroker && c.LeaveBroker:
+		return &Error{Setting: "--join-broker", Problem: "does not go with --leave-broker"}
 	}
 	return checkDead(c)
 }

@@ -193,7 +193,8 @@ var refusals = []struct {
 		"SECRET_KEY=" + key, "DATABASE_URL=postgres://u:" + password + "@h/db", "JOB_QUEUE_DATABASE_URL=postgresql://other:" + password + "@h:5432/db?sslmode=disable",
 	}, "JOB_QUEUE_DATABASE_URL names the same database as DATABASE_URL"},
 	{"broker", App, nil, []string{"BROKER_URL=" + password}, "BROKER_URL must look like nats://USER:PASSWORD@HOST:4222"},
-	{"leaving a broker that is set", Consumer, []string{"--leave-broker", "--apply"}, []string{"BROKER_URL=nats://x"}, "--leave-broker needs --apply, and no BROKER_URL"},
+	{"joining no broker", Consumer, []string{"--join-broker", "--apply"}, nil, "--join-broker needs the BROKER_URL of the broker"},
+	{"joining and leaving", Consumer, []string{"--join-broker", "--leave-broker"}, []string{"BROKER_URL=nats://x"}, "--join-broker does not go with --leave-broker"},
 	{"broker flag", Consumer, []string{"--broker-url=" + password}, nil, "--broker-url must look like nats://"},
 	{"ops", Consumer, nil, []string{"OPS_TOKEN=" + password}, "OPS_TOKEN is not supported by this version"},
 

@@ -18,11 +18,11 @@ func (c Config) String() string {
 	return fmt.Sprintf("program=%s database_url=%q jobs_database_url=%q broker_url=%q data_dir=%q postgres_download=%t "+
 		"embedded_consumers=%t http_addr=%q public_url=%q public_url_guessed=%t trusted_proxies=%v secret_key=%q smtp_url=%q "+
 		"mail_from=%q log_level=%s log_format=%q "+
-		"only=%v list=%t move=%q to=%q rename=%q dead=%q which=%q leave_broker=%t apply=%t psql=%t",
+		"only=%v list=%t move=%q to=%q rename=%q dead=%q which=%q join_broker=%t leave_broker=%t apply=%t psql=%t",
 		c.Program, RedactURL(c.DatabaseURL), RedactURL(c.JobsDatabaseURL), RedactURL(c.BrokerURL), c.DataDir, c.PostgresDownload,
 		c.EmbeddedConsumers, c.HTTPAddr,
 		c.PublicURL, c.PublicURLGuessed, c.TrustedProxies, secret, RedactURL(c.SMTPURL), c.MailFrom, c.LogLevel, c.LogFormat,
-		c.Only, c.List, c.Move, c.To, c.RenameFrom+":"+c.RenameTo, c.Dead, c.WhichConsumer, c.LeaveBroker, c.Apply, c.Psql)
+		c.Only, c.List, c.Move, c.To, c.RenameFrom+":"+c.RenameTo, c.Dead, c.WhichConsumer, c.JoinBroker, c.LeaveBroker, c.Apply, c.Psql)
 }
 
 // GoString is String, so that %#v is redacted too.

@@ -216,13 +216,18 @@ func ofOperation() []Setting {
 			Meaning: "Why, to be kept with a dead event or job.",
 		},
 		{
+			Flag: "join-broker", Group: "This run", programs: []string{Consumer}, set: setJoinBroker,
+			Meaning: "Have the broker of BROKER_URL carry the events to the consumers from one moment on, while programs run, and end when " +
+				"the first have arrived. Without --apply it only says what that would do.",
+		},
+		{
 			Flag: "leave-broker", Group: "This run", programs: []string{Consumer}, set: setLeaveBroker,
-			Meaning: "Have the consumers read the application's Postgres again, once all has come through the broker, and end. " +
-				"Needs --apply, and all programs that run consumers stopped.",
+			Meaning: "Have the consumers read the application's Postgres again from one moment on, while programs run, and end. The " +
+				"broker need not be there. Without --apply it only says what that would do.",
 		},
 		{
 			Flag: "apply", Group: "This run", programs: []string{Consumer}, set: setApply,
-			Meaning: "Do what --move, --rename, --forget, --dead or --leave-broker says.",
+			Meaning: "Do what --move, --rename, --forget, --dead, --join-broker or --leave-broker says.",
 		},
 	}
 }

@@ -44,23 +44,31 @@ type way struct {
 	commits []time.Duration
 }
 
+// newWay returns one on which a broker carries the events.
 func newWay(t *testing.T) *way {
+	t.Helper()
+	w := openWay(t)
+	err := errors.Join(
+		w.outbox.Provision(t.Context(), []string{topic}, relay.Subscriptions([]string{topic})),
+		w.inbound.Provision(t.Context(), []string{topic}, []postgres.Subscription{ledgerOfDoors}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func openWay(t *testing.T) *way {
 	t.Helper()
 	url := pgtest.URL(t, postgres.Migrations(postgres.DefaultSchema), postgres.Migrations(inboundSchema))
 	w := &way{t: t, url: url, pool: pgtest.Open(t, url), written: make(map[string]int)}
 	var err1, err2 error
 	w.outbox, err1 = postgres.Open(w.pool, postgres.Config{}, quiet)
-	w.inbound, err2 = postgres.Open(w.pool, postgres.Config{Schema: inboundSchema}, quiet)
+	w.inbound, err2 = postgres.Open(w.pool, postgres.Config{Schema: inboundSchema, Inbox: postgres.DefaultSchema}, quiet)
 	codec, err3 := newCodec()
 	_, err4 := w.pool.Exec(t.Context(), `create table effects (id bigint generated always as identity, door text, n int);
-		create table doors (door text primary key, n int not null)`)
+		create table doors (door text primary key, n int not null);
+		create table deliveries (id bigint generated always as identity, door text, n int)`)
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
-		t.Fatal(err)
-	}
-	err := errors.Join(
-		w.outbox.Provision(t.Context(), []string{topic}, relay.Subscriptions([]string{topic})),
-		w.inbound.Provision(t.Context(), []string{topic}, []postgres.Subscription{ledgerOfDoors}))
-	if err != nil {
 		t.Fatal(err)
 	}
 	w.work = uow.NewManager(w.pool, w.outbox, codec, bus.New(quiet))
@@ -235,7 +243,13 @@ type carrier struct {
 
 func (w *way) start(brokerURL string, dieAfter int64) *carrier {
 	w.t.Helper()
-	told, err := json.Marshal(carrierConfig{Postgres: w.url, Broker: brokerURL, DieAfter: dieAfter})
+	return w.startWith(carrierConfig{Broker: brokerURL, DieAfter: dieAfter})
+}
+
+func (w *way) startWith(config carrierConfig) *carrier {
+	w.t.Helper()
+	config.Postgres = w.url
+	told, err := json.Marshal(config)
 	if err != nil {
 		w.t.Fatal(err)
 	}

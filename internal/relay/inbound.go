@@ -23,15 +23,20 @@ const (
 type Inbound struct {
 	log    *postgres.Log
 	broker broker.Broker
-	topics []string
-	owner  string
-	logger *slog.Logger
+	// identity is that of a broker.Kind; "" is for a log whose consumers were not handed over.
+	identity string
+	topics   []string
+	owner    string
+	logger   *slog.Logger
 }
 
 // NewInbound returns the way of the topics from the broker into the log, which has them.
 func NewInbound(log *postgres.Log, from broker.Broker, topics []string, logger *slog.Logger) *Inbound {
 	return &Inbound{log: log, broker: from, topics: topics, owner: postgres.NewIntakeOwner(), logger: logger}
 }
+
+// From has it store only while the consumers are handed over to the broker of that identity; before Run.
+func (n *Inbound) From(identity string) { n.identity = identity }
 
 // Run stores what arrives until ctx ends. Broker and database may come and go.
 func (n *Inbound) Run(ctx context.Context) error {
@@ -81,7 +86,7 @@ func (n *Inbound) tell(topic string, err error) {
 
 // read stores what arrives until something fails. It returns postgres.ErrIntakeTaken while another process does so.
 func (n *Inbound) read(ctx context.Context, topic string) (stored bool, err error) {
-	intake, err := n.log.Intake(ctx, topic, n.owner)
+	intake, err := n.log.Intake(ctx, topic, n.owner, n.identity)
 	if err != nil {
 		return false, err
 	}

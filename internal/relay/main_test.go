@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -45,6 +47,10 @@ type carrierConfig struct {
 	Postgres, Broker string
 	// DieAfter is after how many acknowledgements of the broker the process kills itself, with the last not noted. 0: never.
 	DieAfter int64
+	// Changing makes a carrier whose consumer reads wherever it is, and whose relay goes by what the database says. Change makes
+	// it the command that changes that, which ends when it has: "to" the broker, or "back".
+	Changing bool
+	Change   string
 }
 
 // opened is the event of a domain that exists in these tests only.
@@ -102,7 +108,7 @@ func carry(told string) error {
 	defer pool.Close()
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	out, err1 := postgres.Open(pool, postgres.Config{}, logger)
-	in, err2 := postgres.Open(pool, postgres.Config{Schema: inboundSchema}, logger)
+	in, err2 := postgres.Open(pool, postgres.Config{Schema: inboundSchema, Inbox: postgres.DefaultSchema}, logger)
 	if err1 != nil || err2 != nil {
 		return fmt.Errorf("%w %w", err1, err2)
 	}
@@ -119,12 +125,22 @@ func carry(told string) error {
 		return err
 	}
 	defer b.Close()
-	router, err := ledger(pool, out, in, logger)
+	reads := postgres.Reading{in}
+	outbound := relay.NewOutbound(out, &dying{Broker: b, after: c.DieAfter}, []string{topic}, logger)
+	inbound := relay.NewInbound(in, b, []string{topic}, logger)
+	identity := kind.Identity(address)
+	if c.Changing {
+		reads = postgres.Reading{out, in}
+		outbound.To(identity)
+		inbound.From(identity)
+	}
+	if c.Change != "" {
+		return change(ctx, c.Change, out, in, identity)
+	}
+	router, err := ledger(pool, out, reads, logger)
 	if err != nil {
 		return err
 	}
-	outbound := relay.NewOutbound(out, &dying{Broker: b, after: c.DieAfter}, []string{topic}, logger)
-	inbound := relay.NewInbound(in, b, []string{topic}, logger)
 	var running sync.WaitGroup
 	for _, part := range []func(context.Context) error{outbound.Run, inbound.Run, router.Run} {
 		running.Go(func() {
@@ -137,18 +153,43 @@ func carry(told string) error {
 	return nil
 }
 
-// ledger is a consumer that notes what it handles.
-func ledger(pool *pgxpool.Pool, out, in *postgres.Log, logger *slog.Logger) (*bus.Router, error) {
+// change changes what the consumer reads, and says what was done.
+func change(ctx context.Context, to string, out, in *postgres.Log, identity string) error {
+	var c postgres.Change
+	var err error
+	if to == "to" {
+		c, err = out.HandOver(ctx, in, relay.Subscriptions([]string{topic}), identity)
+	} else {
+		c, err = out.TakeBack(ctx, in, relay.Subscriptions([]string{topic}))
+	}
+	fmt.Printf("%s: %+v, %v\n", to, c, err)
+	return err
+}
+
+var errUnlucky = errors.New("fails the first time")
+
+// ledger is a consumer that notes what it handles. Some events fail when they come first, in a test that has a table for it.
+func ledger(pool *pgxpool.Pool, out *postgres.Log, reads postgres.Reading, logger *slog.Logger) (*bus.Router, error) {
 	codec, err := newCodec()
 	if err != nil {
 		return nil, err
 	}
-	work := uow.NewManager(pool, out, codec, bus.New(logger)).WithInbox(in)
-	ledger, err := bus.NewConsumer(ledgerOfDoors.Consumer)
+	work := uow.NewManager(pool, out, codec, bus.New(logger))
+	ledger, err := bus.NewConsumer(ledgerOfDoors.Consumer, bus.WithPolicy(bus.Policy{BackoffMin: 50 * time.Millisecond, BackoffMax: time.Second}))
 	if err != nil {
 		return nil, err
 	}
 	err = bus.Handle(ledger, func(ctx context.Context, e opened) error {
+		tag, err := pool.Exec(ctx, `insert into deliveries (door, n) select $1, $2 where to_regclass('unlucky') is not null`, e.Door, e.N)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() > 0 && e.N%unlucky == unlucky-1 {
+			tag, err := pool.Exec(ctx, `insert into unlucky values ($1, $2) on conflict do nothing`, e.Door, e.N)
+			if err != nil || tag.RowsAffected() > 0 {
+				return errors.Join(err, errUnlucky)
+			}
+		}
 		return work.Do(ctx, func(ctx context.Context, w *uow.Work) error {
 			_, err := w.DB().Exec(ctx, `insert into effects (door, n) values ($1, $2)`, e.Door, e.N)
 			return err
@@ -157,7 +198,7 @@ func ledger(pool *pgxpool.Pool, out, in *postgres.Log, logger *slog.Logger) (*bu
 	if err != nil {
 		return nil, err
 	}
-	router, err := bus.NewRouter(codec, in, logger, watermill.NopLogger{})
+	router, err := bus.NewRouter(codec, reads, logger, watermill.NopLogger{})
 	if err != nil {
 		return nil, err
 	}

@@ -35,8 +35,10 @@ const (
 type Outbound struct {
 	log    *postgres.Log
 	broker broker.Broker
-	topics []string
-	logger *slog.Logger
+	// identity is that of a broker.Kind; "" publishes wherever the consumers read.
+	identity string
+	topics   []string
+	logger   *slog.Logger
 
 	taken atomic.Int64 // messages, by the broker
 
@@ -44,10 +46,14 @@ type Outbound struct {
 	told time.Time // when it was said that the broker takes nothing
 }
 
-// NewOutbound returns the relay of the log's topics. Before it runs, its Subscriptions are provisioned.
+// NewOutbound returns the relay of the log's topics. Before it runs, its Subscriptions are provisioned, unless To is called.
 func NewOutbound(log *postgres.Log, to broker.Broker, topics []string, logger *slog.Logger) *Outbound {
 	return &Outbound{log: log, broker: to, topics: topics, logger: logger}
 }
+
+// To has it publish only while the consumers are handed over to the broker of that identity, and wait while they are not; before
+// Run.
+func (o *Outbound) To(identity string) { o.identity = identity }
 
 // Subscriptions are the relay's places in the topics: a consumer for each.
 func Subscriptions(topics []string) []postgres.Subscription {
@@ -70,7 +76,7 @@ func (o *Outbound) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for _, s := range Subscriptions(o.topics) {
-		subscriber, err := o.log.Subscriber(s.Consumer, underWay)
+		subscriber, err := o.log.RelaySubscriber(s.Consumer, o.identity, underWay)
 		if err != nil {
 			return fmt.Errorf("relay topic %s: %w", s.Topic, err)
 		}

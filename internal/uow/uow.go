@@ -39,9 +39,8 @@ type Manager struct {
 	log    *postgres.Log
 	codec  *bus.Codec
 	bus    *bus.Bus
-	jobs   Jobs          // nil without WithJobs
-	inbox  *postgres.Log // of consumers
-	memory Memory        // instead of pool, log and jobs; nil but in tests
+	jobs   Jobs   // nil without WithJobs
+	memory Memory // instead of pool, log and jobs; nil but in tests
 }
 
 // Jobs is where a unit of work's jobs go: a *job.Table in the database that the transactions run in, or the *job.Crossing that
@@ -55,15 +54,7 @@ type Jobs interface {
 
 // NewManager returns a Manager whose transactions run on pool, in the database that log is in.
 func NewManager(pool *pgxpool.Pool, log *postgres.Log, codec *bus.Codec, inProcess *bus.Bus) *Manager {
-	return &Manager{pool: pool, log: log, codec: codec, bus: inProcess, inbox: log}
-}
-
-// WithInbox returns a Manager like this one that notes what consumers have handled in the log that they read, where that is
-// another than the one that it publishes to. It is in the same database.
-func (m *Manager) WithInbox(read *postgres.Log) *Manager {
-	with := *m
-	with.inbox = read
-	return &with
+	return &Manager{pool: pool, log: log, codec: codec, bus: inProcess}
 }
 
 // WithJobs returns a Manager like this one whose units of work can enqueue jobs.
@@ -181,11 +172,7 @@ func (m *Manager) begin(ctx context.Context, conn *pgx.Conn) error {
 	}
 	batch := &pgx.Batch{}
 	batch.Queue("begin")
-	inbox := m.inbox
-	if bus.IsQueue(cause.Consumer) {
-		inbox = m.log
-	}
-	inbox.Enter(batch, cause.Consumer, cause.EventID)
+	m.log.Enter(batch, cause.Consumer, cause.EventID)
 	results := conn.SendBatch(ctx, batch)
 	_, err := results.Exec()
 	var entered pgconn.CommandTag

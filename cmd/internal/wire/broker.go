@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"slices"
 	"time"
 
-	"postbus/internal/account"
 	"postbus/internal/broker"
 	"postbus/internal/broker/kafka"
 	"postbus/internal/broker/memory"
@@ -58,6 +55,7 @@ func checkBroker(c config.Config) error {
 type brokerage struct {
 	address  broker.Address
 	identity string // broker.Kind's
+	over     bool   // the consumers read what it brings, when the program started
 	broker   broker.Broker
 	inbound  *postgres.Log
 	relayOut *relay.Outbound
@@ -82,7 +80,7 @@ func (b *Backbone) openBroker(ctx context.Context, c config.Config, topics []str
 		return nil, b.database.explainSetUp(inboundSchema, err)
 	}
 	r := &brokerage{address: address, identity: kind.Identity(address)}
-	if r.inbound, err = postgres.Open(pool, postgres.Config{Schema: inboundSchema, Retention: retention(c)}, b.logger); err != nil {
+	if r.inbound, err = postgres.Open(pool, inboundLog(retention(c)), b.logger); err != nil {
 		return nil, err
 	}
 	if r.broker, err = kind.Open(address, b.logger); err != nil {
@@ -90,7 +88,14 @@ func (b *Backbone) openBroker(ctx context.Context, c config.Config, topics []str
 	}
 	r.relayOut = relay.NewOutbound(b.log, r.broker, topics, b.logger)
 	r.relayIn = relay.NewInbound(r.inbound, r.broker, topics, b.logger)
+	r.relayOut.To(r.identity)
+	r.relayIn.From(r.identity)
 	return r, nil
+}
+
+// inboundLog is how the log of what arrives is opened.
+func inboundLog(keep postgres.Retention) postgres.Config {
+	return postgres.Config{Schema: inboundSchema, Inbox: postgres.DefaultSchema, Retention: keep}
 }
 
 // isOwnRelay tells whether a consumer that is to be moved is a relay that the program has.
@@ -159,15 +164,25 @@ func (b *Backbone) Broker() string {
 	return b.broker.address.String()
 }
 
-// read is the log that consumers read: the one that the application publishes to, or that of what arrives from a broker.
+// read is the log that consumers read when the program starts: the one that the application publishes to, or that of what arrives
+// from a broker.
 func (b *Backbone) read() *postgres.Log {
-	if b.broker == nil {
+	if b.broker == nil || !b.broker.over {
 		return b.log
 	}
 	return b.broker.inbound
 }
 
-// provision makes topics and consumers, here and at the broker. With a broker for the first time it hands the consumers over.
+// reading is what consumers read: whichever of the two logs has their places.
+func (b *Backbone) reading() postgres.Reading {
+	if b.broker == nil {
+		return postgres.Reading{b.log}
+	}
+	return postgres.Reading{b.log, b.broker.inbound}
+}
+
+// provision makes topics and consumers, here and at the broker. Consumers that are new begin behind the broker; with others it is
+// noted that they can.
 func (b *Backbone) provision(ctx context.Context, topics []string) error {
 	all := subscriptions(b.consumers)
 	if b.broker == nil {
@@ -189,57 +204,47 @@ func (b *Backbone) provision(ctx context.Context, topics []string) error {
 	if note != "" {
 		b.Notes = append(b.Notes, note)
 	}
-	if err := b.broker.inbound.Provision(ctx, topics, all); err != nil {
+	if err := b.broker.inbound.Provision(ctx, topics, nil); err != nil {
 		return b.database.explainSetUp(inboundSchema, err)
 	}
-	relays := relay.Subscriptions(topics)
-	err = b.log.HandOver(ctx, all, relays, b.broker.identity)
-	var unfinished *postgres.UnfinishedError
-	var other *postgres.OtherBrokerError
-	switch {
-	case errors.As(err, &other):
-		return fmt.Errorf("%w, and BROKER_URL names %s; set it as it was, let the consumers finish, and have them leave "+
-			"the broker first with: go run ./cmd/consumer --leave-broker --apply", other, b.broker.identity)
-	case errors.As(err, &unfinished):
-		return fmt.Errorf("%w without a broker; let it finish with BROKER_URL unset, stop all programs that run it, and then set it",
-			unfinished)
-	}
-	if err == nil {
-		err = b.log.Provision(ctx, nil, relays) // of topics that came later
-	}
-	return b.database.explainSetUp(postgres.DefaultSchema, err)
+	return b.database.explainSetUp(postgres.DefaultSchema, b.settle(ctx, topics, all))
 }
 
-// LeaveBroker has the consumers read the application's log again, if all that went through the broker has arrived and was
-// handled.
-func LeaveBroker(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, say func(string)) (err error) {
-	all, err1 := consumers(new(account.Service)) // which handles nothing here
-	types, err2 := catalogue()
-	if err := errors.Join(err1, err2); err != nil {
-		return err
+// settle gives consumers that are new their places, in the log that the others read.
+func (b *Backbone) settle(ctx context.Context, topics []string, all []postgres.Subscription) error {
+	relays := relay.Subscriptions(topics)
+	for ctx.Err() == nil {
+		over, err := b.log.ProvisionOver(ctx, b.broker.inbound, all, relays, b.broker.identity)
+		if b.broker.over = over; over || err != nil {
+			return b.explainChange(err)
+		}
+		fresh, err := b.fresh(ctx, all)
+		if err == nil {
+			err = b.log.Provision(ctx, nil, all)
+		}
+		switch {
+		case errors.Is(err, postgres.ErrHandedOver): // at this moment
+			continue
+		case err != nil:
+			return err
+		case !fresh:
+			b.Notes = append(b.Notes, "the consumers read the application's Postgres; when all programs have this BROKER_URL, "+
+				"have it carry the events with: go run ./cmd/consumer --join-broker --apply")
+			return nil
+		}
+		if _, err := b.log.HandOver(ctx, b.broker.inbound, relays, b.broker.identity); err != nil {
+			return b.explainChange(err)
+		}
 	}
-	d, err := openDatabase(ctx, c, say)
-	if err != nil {
-		return err
+	return fmt.Errorf("make consumers: %w", context.Cause(ctx))
+}
+
+// fresh tells whether none of the consumers is known yet.
+func (b *Backbone) fresh(ctx context.Context, all []postgres.Subscription) (bool, error) {
+	for _, s := range all {
+		if _, known, err := b.log.Status(ctx, s); known || err != nil {
+			return false, err
+		}
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
-	log, err1 := postgres.Open(d.pool, postgres.Config{}, logger)
-	inbound, err2 := postgres.Open(d.pool, postgres.Config{Schema: inboundSchema}, logger)
-	if err := errors.Join(err1, err2); err != nil {
-		return err
-	}
-	err = log.TakeBack(ctx, inbound, subscriptions(all), relay.Subscriptions(types.Topics()))
-	var unfinished *postgres.UnfinishedError
-	switch {
-	case errors.As(err, &unfinished):
-		return fmt.Errorf("%w with the broker; let it finish with BROKER_URL set, and stop all programs that run it", unfinished)
-	case isMissing(err):
-		return errors.New("no program has used a broker with this database")
-	case err != nil:
-		return err
-	}
-	if _, err := io.WriteString(out, "the consumers read the application's Postgres; start the programs without BROKER_URL\n"); err != nil {
-		return fmt.Errorf("print outcome: %w", err)
-	}
-	return nil
+	return true, nil
 }

@@ -116,7 +116,10 @@ func (b *Backbone) openTables(ctx context.Context, c config.Config) (err error) 
 	}
 	if c.BrokerURL != "" {
 		b.broker = &brokerage{}
-		if b.broker.inbound, err = postgres.Open(b.database.pool, postgres.Config{Schema: inboundSchema}, b.logger); err != nil {
+		if _, b.broker.over, err = b.log.ReadsOver(ctx); err != nil && !isMissing(err) {
+			return err
+		}
+		if b.broker.inbound, err = postgres.Open(b.database.pool, inboundLog(postgres.Retention{}), b.logger); err != nil {
 			return err
 		}
 	}
@@ -164,7 +167,7 @@ func (b *Backbone) rows() (rows []listed, err error) {
 	if b.jobsApart != nil {
 		rows = append(rows, listed{Subscription: crossing, log: b.log})
 	}
-	if b.broker == nil {
+	if b.broker == nil || !b.broker.over {
 		return rows, nil
 	}
 	types, err := catalogue()

@@ -41,7 +41,7 @@ func sessionName(c config.Config) string {
 // runs names the consumers that the program runs, with commas between them.
 func runs(c config.Config) string {
 	switch {
-	case c.Psql, c.List, c.LeaveBroker, c.Dead != "", c.Move != "", c.RenameFrom != "", c.Forget != "":
+	case c.Psql, c.List, c.JoinBroker, c.LeaveBroker, c.Dead != "", c.Move != "", c.RenameFrom != "", c.Forget != "":
 		return runsNone
 	case c.Program == config.App && !c.EmbeddedConsumers:
 		return runsNone

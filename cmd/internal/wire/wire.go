@@ -141,7 +141,7 @@ func (b *Backbone) build(ctx context.Context, c config.Config, tokens account.To
 	if err != nil {
 		return err
 	}
-	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(jobs).WithInbox(b.read())
+	work := uow.NewManager(pool, b.log, b.codec, after).WithJobs(jobs)
 	if b.Accounts, err = account.New(work, pool, tokens); err != nil {
 		return err
 	}
@@ -208,7 +208,7 @@ func (b *Backbone) Postgres() string { return b.database.describe() }
 // Consume runs what was selected until ctx ends, and lets what is being handled finish. With queues of jobs it also makes the
 // jobs of the schedules.
 func (b *Backbone) Consume(ctx context.Context, s Selection) error {
-	router, err := bus.NewRouter(b.codec, b.read(), b.logger, telemetry.NewWatermill(b.logger))
+	router, err := bus.NewRouter(b.codec, b.reading(), b.logger, telemetry.NewWatermill(b.logger))
 	if err != nil {
 		return err
 	}

@@ -64,19 +64,32 @@ func (l *Log) anchor(ctx context.Context, tx pgx.Tx, topic string) error {
 		return fmt.Errorf("anchor consumers of topic %s: %w", topic, err)
 	}
 	// What the inbox knows was handled before the move, and so before anything that the consumers will pass here.
-	if _, err := tx.Exec(ctx, `UPDATE `+l.table("inbox")+` SET xid = '3'
+	if _, err := tx.Exec(ctx, `UPDATE `+l.inboxTable()+` SET xid = '3'
 		WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())`); err != nil {
 		return fmt.Errorf("anchor inbox: %w", err)
 	}
-	rows, err := tx.Exec(ctx, `UPDATE `+l.topicTable(topic)+` SET xid = '3'
-		WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())`)
+	rows, err := l.anchorRows(ctx, tx, topic)
 	if err != nil {
 		return fmt.Errorf("anchor topic %s: %w", topic, err)
 	}
 	l.logger.Warn("this log was moved here from another cluster; its consumers go on where they were",
-		slog.String("topic", topic), slog.Int64("rows_affected", rows.RowsAffected()),
+		slog.String("topic", topic), slog.Int64("rows_affected", rows),
 		slog.Int64("count", tag.RowsAffected()/shareCount))
 	return nil
+}
+
+// anchorRows gives rows an id that every snapshot sees. Those from after a relay's beginning, if the topic has one, get the second
+// id that there is, and so its beginning is where the first is seen and the second is not.
+func (l *Log) anchorRows(ctx context.Context, tx pgx.Tx, topic string) (int64, error) {
+	tag, err := tx.Exec(ctx, `WITH relay AS (SELECT since FROM `+l.table("consumers")+` WHERE topic = $1 AND since IS NOT NULL)
+		UPDATE `+l.topicTable(topic)+` SET xid = CASE WHEN pg_visible_in_snapshot(xid, (SELECT since FROM relay)) THEN '3'
+			WHEN EXISTS (SELECT FROM relay) THEN '4' ELSE '3' END::xid8
+		WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()) OR pg_visible_in_snapshot(xid, (SELECT since FROM relay))`, topic)
+	if err != nil {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET since = '4:4:' WHERE topic = $1 AND since IS NOT NULL`, topic)
+	return tag.RowsAffected(), err
 }
 
 // snapshotOfNothing sees no transaction: 3 is the first id that Postgres gives out.

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
 )
 
@@ -63,8 +65,48 @@ func TestRestoredLogGoesOn(t *testing.T) {
 	}
 }
 
-// restore dumps the database and restores it into a server of its own.
+// TestRestoredLogKnowsWhereItsRelayBegan: in another cluster, too, what is looked for on the way back is what was committed since the
+// consumers were handed over, no more and no less.
+func TestRestoredLogKnowsWhereItsRelayBegan(t *testing.T) {
+	t.Parallel()
+	app, old := ownLog(t, Config{Lease: time.Second}, "mailer")
+	if err := migrate.Up(t.Context(), app.pool, Migrations("inbound")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := app.pool.Exec(t.Context(), `do $$ begin for i in 1..3000 loop perform pg_current_xact_id(); commit; end loop; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	l := twoLogs{t, app, openLog(t, app.pool, Config{Schema: "inbound", Inbox: DefaultSchema})}
+	before := eventsOf("a", 1, 3)
+	publish(t, app, before...)
+	l.handOver()
+	sent := eventsOf("b", 1, 4)
+	publish(t, app, sent...)
+	relay, s := l.relays("one")
+	l.want(relay, sent...)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.arrive(sent[:1]...)
+	publish(t, app, event("c", 1))
+
+	pool := restored(t, old.URL())
+	l = twoLogs{t, openLog(t, pool, Config{Lease: time.Second}), openLog(t, pool, Config{Schema: "inbound", Inbox: DefaultSchema})}
+	publish(t, l.app, event("c", 2))
+	if c := l.takeBack(); c.Arrived != 1 || c.Missing != 3 || c.Unsent != 2 {
+		t.Errorf("it did %+v", c)
+	}
+	l.want(l.reads(nil), slices.Concat(before, sent, eventsOf("c", 1, 2))...)
+}
+
+// restore restores the database into a server of its own.
 func restore(t *testing.T, from string) *Log {
+	t.Helper()
+	return openLog(t, restored(t, from), Config{}, "reader", "idler")
+}
+
+// restored dumps the database and restores it into a server of its own.
+func restored(t *testing.T, from string) *pgxpool.Pool {
 	t.Helper()
 	server := pgtest.Own(t)
 	dump := exec.CommandContext(t.Context(), program(t, "pg_dump"), "--dbname", from)
@@ -77,7 +119,7 @@ func restore(t *testing.T, from string) *Log {
 	if out, err := load.CombinedOutput(); err != nil {
 		t.Fatalf("psql: %v: %s", err, out)
 	}
-	return openLog(t, pgtest.Open(t, server.URL()), Config{}, "reader", "idler")
+	return pgtest.Open(t, server.URL())
 }
 
 // program finds a client program of PostgreSQL.

@@ -27,6 +27,7 @@ type Intake struct {
 	log     *Log
 	topic   string
 	owner   string
+	broker  string
 	version int64
 	// Places are where the topic's partitions are to be read on, as Store was told.
 	Places map[string]string
@@ -37,13 +38,15 @@ type Intake struct {
 // NewIntakeOwner names this process among those that store what arrives.
 func NewIntakeOwner() string { return ownerName() }
 
-// Intake returns where a topic is to be read on; owner names this process. It only reads, unless it is the first to ask.
-func (l *Log) Intake(ctx context.Context, topic, owner string) (*Intake, error) {
-	i := &Intake{log: l, topic: topic, owner: owner}
+// Intake returns where a topic is to be read on; owner names this process, and identity the broker that it reads from. Where
+// consumers were handed over (HandOver) only what comes from their broker is stored, and for any other one the topic is taken. It
+// only reads, unless it is the first to ask.
+func (l *Log) Intake(ctx context.Context, topic, owner, identity string) (*Intake, error) {
+	i := &Intake{log: l, topic: topic, owner: owner, broker: identity}
 	var places []byte
 	read := func() error {
-		return l.pool.QueryRow(ctx, `SELECT version, places, coalesce(owner <> $2 AND lease_until > clock_timestamp(), false)
-			FROM `+l.table("intakes")+` WHERE topic = $1`, topic, owner).Scan(&i.version, &places, &i.Taken)
+		return l.pool.QueryRow(ctx, `SELECT version, places, broker <> $3 OR coalesce(owner <> $2 AND lease_until > clock_timestamp(), false)
+			FROM `+l.table("intakes")+` WHERE topic = $1`, topic, owner, identity).Scan(&i.version, &places, &i.Taken)
 	}
 	err := read()
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -76,7 +79,7 @@ func (i *Intake) Store(ctx context.Context, partition, place string, messages []
 		moved AS (
 			UPDATE `+l.table("intakes")+` SET version = version + 1, owner = $3, lease_until = clock_timestamp() + $4,
 				places = places || jsonb_build_object($5::text, $6::text), moved_at = clock_timestamp()
-			WHERE topic = $1 AND version = $2 AND (owner IS NULL OR owner = $3 OR lease_until < clock_timestamp())
+			WHERE topic = $1 AND version = $2 AND broker = $11 AND (owner IS NULL OR owner = $3 OR lease_until < clock_timestamp())
 			RETURNING topic),
 		incoming AS (
 			SELECT * FROM unnest($7::smallint[], $8::uuid[], $9::text[], $10::bytea[])
@@ -90,7 +93,8 @@ func (i *Intake) Store(ctx context.Context, partition, place string, messages []
 			SELECT slot, id, metadata, payload FROM incoming JOIN fresh ON event_id = id ORDER BY ordinality
 			RETURNING 1)
 		SELECT EXISTS (SELECT FROM moved), (SELECT count(*) FROM stored)`,
-		i.topic, i.version, i.owner, l.config.Lease, partition, place, a.slots, a.ids, a.metadata, a.payloads).Scan(&moved, &fresh)
+		i.topic, i.version, i.owner, l.config.Lease, partition, place, a.slots, a.ids, a.metadata, a.payloads,
+		i.broker).Scan(&moved, &fresh)
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("store arrivals of topic %s: %w", i.topic, err)

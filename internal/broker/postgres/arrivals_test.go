@@ -13,7 +13,7 @@ import (
 
 func intake(t *testing.T, l *Log, owner string) *Intake {
 	t.Helper()
-	i, err := l.Intake(t.Context(), "user", owner)
+	i, err := l.Intake(t.Context(), "user", owner, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,8 @@ var (
 	// ErrClosed is returned by a subscriber that was closed.
 	ErrClosed = errors.New("subscriber is closed")
 
+	// errMoved ends a process's work for a consumer in a log that has no shares of it, or a relay's for another broker.
+	errMoved = errors.New("the consumer has no shares here")
 	// errLeaseLost ends a process's work for a consumer that another process owns by now.
 	errLeaseLost = errors.New("lease was lost")
 )

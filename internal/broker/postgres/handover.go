@@ -11,158 +11,280 @@ import (
 	"postbus/internal/broker"
 )
 
-// UnfinishedError is returned when a consumer cannot change the log that it reads, since it has something left in the old one
-// or somebody is still running it there.
+// A consumer has shares in one of two logs of a database: the one that the application appends to, or that of what arrives from a
+// broker. One transaction moves all consumers of the relays' topics from one to the other, with what is left to them: takealong.go
+// has how. So there is no state in between, whoever is killed.
+//
+//	consumers row       the application's log         the log of arrivals
+//	a consumer, before  shares                        none, or handed_over
+//	a consumer, after   handed_over, with the broker  shares
+//	a relay, before     none
+//	a relay, after      shares, with the broker
+//
+// Before, the consumers are paused: who has shares gives them up in good order and claims none (keeper.go), so that nothing is
+// delivered twice. It is not what keeps effects apart; that is the inbox, which the two logs share.
+
+const (
+	// pauseFor is how long consumers are paused by one word. It is said again while a change is under way.
+	pauseFor = 10 * time.Second
+	// pausePatience is how long a change waits for what is with handlers, and pauseLook how often it looks.
+	pausePatience = 30 * time.Second
+	pauseLook     = 100 * time.Millisecond
+)
+
+// UnfinishedError is returned when a consumer cannot change the log that it reads.
 type UnfinishedError struct {
 	Consumer string
-	Status   Status
+	Owner    string // a process that is still handling something for it
+	Left     int    // more than so many events are left to it, if no process is
 }
 
-// Error says what is left.
+// Error says what stands in the way.
 func (e *UnfinishedError) Error() string {
-	left := "runs in another process"
-	switch s := e.Status; {
-	case s.Waiting > 0:
-		left = fmt.Sprintf("has events to handle, %d of them", s.Waiting)
-	case s.Parked > 0:
-		left = fmt.Sprintf("has %d events parked that failed or wait behind such", s.Parked)
-	case s.Dead > 0:
-		left = fmt.Sprintf("has %d dead events to be decided about", s.Dead)
+	if e.Owner != "" {
+		return fmt.Sprintf("consumer %s is still handling events in %s", e.Consumer, e.Owner)
 	}
-	return fmt.Sprintf("consumer %s %s", e.Consumer, left)
+	return fmt.Sprintf("consumer %s has more than %d events left, parked or on their way", e.Consumer, e.Left)
 }
 
 // OtherBrokerError is returned when consumers read from another broker than the one that is named.
-type OtherBrokerError struct {
-	Consumer string
-	Broker   string // that they read from
-}
+type OtherBrokerError struct{ Broker string }
 
 // Error says which one.
-func (e *OtherBrokerError) Error() string {
-	return fmt.Sprintf("consumer %s reads over %s", e.Consumer, e.Broker)
+func (e *OtherBrokerError) Error() string { return "the consumers read over " + e.Broker }
+
+// Change tells what a change from one log to the other has done.
+type Change struct {
+	// Taken has the consumers that were moved, and how many events each took along.
+	Taken []Taken
+	// Of the events that were committed since the consumers were handed over, this many had arrived, had not and were taken
+	// along, and were yet to be sent. They are all. It is told by TakeBack.
+	Arrived, Missing, Unsent int
 }
 
-// HandOver makes relays of topics read this log in the place of consumers, which read what the relays carry elsewhere. It
-// happens at one moment: what has committed before was handled by each consumer, and what commits later is the relays'.
-// Where a consumer has not handled all, or is running, nothing is changed and an *UnfinishedError returned. A
-// consumer that was handed over already, or was never known here, is none of these. Afterwards Provision refuses the consumers.
-//
-// The identity, that of a broker.Kind, says which broker that is. Where any consumer reads from another one nothing is changed,
-// and an *OtherBrokerError returned: what the other one has would be left there.
-func (l *Log) HandOver(ctx context.Context, consumers, relays []Subscription, identity string) error {
-	err := l.change(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(provisionLock)); err != nil {
-			return err
-		}
-		if err := l.sameBroker(ctx, tx, identity); err != nil {
-			return err
-		}
-		old, err := l.notHandedOver(ctx, tx, consumers)
-		if err != nil || len(old) == 0 {
-			return err
-		}
-		// In this order. What a consumer has stored it stored before its lock, so if then nothing is left to it, nothing has
-		// become visible between the two looks, and the relays begin where the consumers end.
-		if err := l.lockConsumers(ctx, tx, names(old)...); err != nil {
-			return err
-		}
-		var now string
-		if err := tx.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&now); err != nil {
-			return err
-		}
-		for _, r := range relays {
-			if err := l.beginHere(ctx, tx, r); err != nil {
-				return err
-			}
-		}
-		for _, s := range old {
-			if err := l.finished(ctx, tx, s); err != nil {
-				return err
-			}
-		}
-		return l.markHandedOver(ctx, tx, old, now, identity)
-	})
+// Taken is how many events a consumer took along.
+type Taken struct {
+	Consumer string
+	Events   int
+}
+
+// ReadsOver tells which broker the consumers of this log were handed over to, if they were; "" for one that was not noted.
+func (l *Log) ReadsOver(ctx context.Context) (identity string, over bool, err error) {
+	return l.readsOver(ctx, l.pool)
+}
+
+func (l *Log) readsOver(ctx context.Context, db rowQuerier) (identity string, over bool, err error) {
+	err = db.QueryRow(ctx, `SELECT coalesce(max(broker), ''), count(*) > 0 FROM `+l.table("consumers")+`
+		WHERE handed_over IS NOT NULL OR broker IS NOT NULL`).Scan(&identity, &over)
 	if err != nil {
-		return fmt.Errorf("hand consumers over: %w", err)
+		return "", false, fmt.Errorf("read which broker consumers read over: %w", err)
 	}
-	return nil
+	return identity, over, nil
 }
 
-// TakeBack undoes HandOver: from one moment on the consumers read this log again, and the relays are gone. Before, everything
-// that was committed since HandOver has arrived in the other log, and the consumers have handled it there: it is looked for,
-// event by event. Otherwise nothing is changed, and an *UnfinishedError returned.
-func (l *Log) TakeBack(ctx context.Context, from *Log, consumers, relays []Subscription) error {
-	err := l.change(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(provisionLock)); err != nil {
+// HandOver makes relays of topics read this log in the place of the topics' consumers, which read what the relays carry in
+// another. Per topic it happens at one moment: what has committed before is the consumers', and they take along what they have
+// yet to handle; what commits later is the relays'. Applications may commit and consumers run meanwhile; these stand still for a
+// moment. The other log has the topics; its Config.Inbox is this log's schema, or effects may come twice.
+//
+// The identity, that of a broker.Kind, says which broker the relays publish to. Where consumers read from another one already
+// nothing is changed, and an *OtherBrokerError returned; where from this one, nothing is to do. It returns an *UnfinishedError,
+// having changed nothing, when a handler does not end or more is left than is taken along.
+func (l *Log) HandOver(ctx context.Context, to *Log, relays []Subscription, identity string) (c Change, err error) {
+	err = l.quietly(ctx, to, relays, func(tx pgx.Tx) error {
+		c = Change{}
+		reads, over, err := l.readsOver(ctx, tx)
+		switch {
+		case err != nil || over && reads == identity:
 			return err
+		case over:
+			return &OtherBrokerError{Broker: reads}
 		}
-		// In this order, as in HandOver.
-		if err := errors.Join(l.lockConsumers(ctx, tx, names(relays)...), from.lockConsumers(ctx, tx, names(consumers)...)); err != nil {
-			return err
-		}
-		places := make(map[string]place)
 		for _, r := range relays {
 			p, err := l.place(ctx, tx, r.Topic, Spot{})
 			if err != nil {
 				return err
 			}
-			places[r.Topic] = p
+			if err := l.seatRelay(ctx, tx, to, r, p, identity); err != nil {
+				return err
+			}
+			consumers, err := l.consumersOf(ctx, tx, r)
+			if err != nil {
+				return err
+			}
+			for _, s := range consumers {
+				begin, err := to.place(ctx, tx, s.Topic, Spot{})
+				if err != nil {
+					return err
+				}
+				n, err := l.handOver(ctx, tx, to, s, p.snapshot, begin, identity)
+				if err != nil {
+					return err
+				}
+				c.Taken = append(c.Taken, Taken{Consumer: s.Consumer, Events: n})
+			}
+		}
+		return to.dropHandedOver(ctx, tx, topicsOf(relays))
+	})
+	if err != nil {
+		return Change{}, fmt.Errorf("hand consumers over: %w", err)
+	}
+	return c, nil
+}
+
+// handOver moves one consumer, with what it has not handled of what the snapshot sees.
+func (l *Log) handOver(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, upTo string, begin place, identity string) (int, error) {
+	if err := to.admit(ctx, tx, s); err != nil {
+		return 0, err
+	}
+	if err := to.makeShares(ctx, tx, s.Consumer, begin); err != nil {
+		return 0, err
+	}
+	n, err := l.takeAlong(ctx, tx, to, s, upTo, onTheWay{})
+	if err != nil {
+		return 0, err
+	}
+	return n, l.dismiss(ctx, tx, s.Consumer, upTo, &identity)
+}
+
+// TakeBack undoes HandOver: from one moment on the consumers read this log again, and the relays are gone. It takes along what
+// had arrived and was not handled, and what was sent and had not arrived: it is looked for, event by event. What the relays
+// had yet to send is read here. The broker is not needed. Applications may commit, and consumers and relays run
+// meanwhile; these stand still for a moment. It returns an *UnfinishedError as HandOver does. Where nothing was handed over
+// nothing is to do.
+func (l *Log) TakeBack(ctx context.Context, from *Log, relays []Subscription) (c Change, err error) {
+	err = l.quietly(ctx, from, relays, func(tx pgx.Tx) error {
+		c = Change{}
+		if _, over, err := l.readsOver(ctx, tx); err != nil || !over {
+			return err
 		}
 		for _, r := range relays {
-			if err := l.finished(ctx, tx, r); err != nil {
+			if err := from.closeIntake(ctx, tx, r.Topic); err != nil {
+				return err
+			}
+			w, err := l.onTheWay(ctx, tx, from, r)
+			if err != nil {
+				return err
+			}
+			c.Arrived, c.Missing, c.Unsent = c.Arrived+w.arrived, c.Missing+len(w.missing)+len(w.refused), c.Unsent+w.unsent
+			consumers, err := from.consumersOf(ctx, tx, r)
+			if err != nil {
+				return err
+			}
+			for _, s := range consumers {
+				n, err := l.takeBack(ctx, tx, from, s, r, w)
+				if err != nil {
+					return err
+				}
+				c.Taken = append(c.Taken, Taken{Consumer: s.Consumer, Events: n})
+			}
+		}
+		for _, table := range []string{"parked", "consumers"} {
+			if _, err := tx.Exec(ctx, `DELETE FROM `+l.table(table)+` WHERE consumer = ANY ($1)`, names(relays)); err != nil {
+				return err
+			}
+		}
+		return l.dropHandedOver(ctx, tx, topicsOf(relays))
+	})
+	if err != nil {
+		return Change{}, fmt.Errorf("take consumers back: %w", err)
+	}
+	return c, nil
+}
+
+// takeBack moves one consumer to where the relay stands.
+func (l *Log) takeBack(ctx context.Context, tx pgx.Tx, from *Log, s, relay Subscription, w onTheWay) (int, error) {
+	if err := l.admit(ctx, tx, s); err != nil {
+		return 0, err
+	}
+	tag, err := tx.Exec(ctx, `INSERT INTO `+l.table("consumer_shares")+`
+			(consumer, share, snapshot, floor, fence, window_end, position, epoch, ahead)
+		SELECT $1, share, snapshot, floor, fence, window_end, position, `+firstEpoch+`, ahead || ARRAY(
+			SELECT position FROM `+l.topicTable(relay.Topic)+` AS t WHERE position = ANY ($3::bigint[]) AND slot % $4::smallint = s.share)
+		FROM `+l.table("consumer_shares")+` AS s WHERE consumer = $2`, s.Consumer, relay.Consumer, w.early, shareCount)
+	if err != nil {
+		return 0, err
+	}
+	if tag.RowsAffected() != shareCount {
+		return 0, fmt.Errorf("topic %s has no relay", relay.Topic)
+	}
+	n, err := from.takeAlong(ctx, tx, l, s, w.upTo, w)
+	if err != nil {
+		return 0, err
+	}
+	return n, from.dismiss(ctx, tx, s.Consumer, w.upTo, nil)
+}
+
+// ProvisionOver is Provision for consumers that were handed over to the broker of that identity: what is new begins in the other
+// log. It also makes relays of topics that are new. It reports false, having done nothing, when the consumers read this log, and
+// returns an *OtherBrokerError.
+func (l *Log) ProvisionOver(ctx context.Context, to *Log, consumers, relays []Subscription, identity string) (over bool, err error) {
+	err = l.change(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(provisionLock)); err != nil {
+			return err
+		}
+		reads := ""
+		if reads, over, err = l.readsOver(ctx, tx); err != nil || !over {
+			return err
+		}
+		if reads != "" && reads != identity {
+			return &OtherBrokerError{Broker: reads}
+		}
+		if reads == "" { // before it was noted
+			if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET broker = $1
+				WHERE handed_over IS NOT NULL OR consumer = ANY ($2)`, identity, names(relays)); err != nil {
+				return err
+			}
+		}
+		for _, r := range relays {
+			if err := l.addRelay(ctx, tx, to, r, identity); err != nil {
 				return err
 			}
 		}
 		for _, s := range consumers {
-			if err := l.takeBack(ctx, tx, from, s, places[s.Topic]); err != nil {
+			if _, err := to.provisionConsumer(ctx, tx, s); err != nil {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` WHERE consumer = ANY ($1)`, names(relays))
-		return err
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("take consumers back: %w", err)
+		return over, fmt.Errorf("provision consumers behind a broker: %w", err)
 	}
-	return nil
+	return over, nil
 }
 
-// takeBack puts one consumer at the place, if it has been handed over and has handled all.
-func (l *Log) takeBack(ctx context.Context, tx pgx.Tx, from *Log, s Subscription, p place) error {
-	missing := 0
-	err := tx.QueryRow(ctx, `UPDATE `+l.table("consumers")+` AS c SET handed_over = NULL, broker = NULL
-		FROM `+l.table("consumers")+` AS before
-		WHERE c.consumer = $1 AND before.consumer = $1 AND before.handed_over IS NOT NULL
-		RETURNING (SELECT count(*) FROM (SELECT FROM `+l.topicTable(s.Topic)+` AS t
-			WHERE NOT pg_visible_in_snapshot(t.xid, before.handed_over) AND t.recorded_at > now() - $2::interval
-			AND NOT EXISTS (SELECT FROM `+from.table("arrivals")+` AS a WHERE a.event_id = t.id AND a.topic = c.topic)
-			LIMIT $3) AS missing)`,
-		s.Consumer, broker.Remembered-24*time.Hour, waitingMax).Scan(&missing)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows): // it never was
-		return nil
-	case err != nil:
-		return err
-	case missing > 0:
-		return &UnfinishedError{Consumer: s.Consumer, Status: Status{Waiting: missing}}
-	}
-	if err := from.finished(ctx, tx, s); err != nil {
+// addRelay makes the relay of a topic that came later.
+func (l *Log) addRelay(ctx context.Context, tx pgx.Tx, to *Log, relay Subscription, identity string) error {
+	var known bool
+	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+l.table("consumer_shares")+` WHERE consumer = $1)`, relay.Consumer).Scan(&known)
+	if err != nil {
 		return err
 	}
-	return l.makeShares(ctx, tx, s.Consumer, p)
+	if known {
+		return to.openIntake(ctx, tx, relay.Topic, identity)
+	}
+	p, err := l.place(ctx, tx, relay.Topic, Spot{})
+	if err != nil {
+		return err
+	}
+	return l.seatRelay(ctx, tx, to, relay, p, identity)
 }
 
-// beginHere makes a relay, and notes where it begins: what was before is nothing that it may ever be moved back to, since the
-// consumers have handled it.
-func (l *Log) beginHere(ctx context.Context, tx pgx.Tx, relay Subscription) error {
-	isNew, err := l.provisionConsumer(ctx, tx, relay)
-	if err != nil || !isNew {
+// seatRelay makes a relay, and notes where it begins: what was before is nothing that it may ever be moved back to, since it is
+// the consumers'.
+func (l *Log) seatRelay(ctx context.Context, tx pgx.Tx, to *Log, relay Subscription, p place, identity string) error {
+	if err := l.admit(ctx, tx, relay); err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `UPDATE `+l.table("consumers")+` AS c SET since = s.snapshot, since_floor = s.floor
-		FROM `+l.table("consumer_shares")+` AS s WHERE c.consumer = $1 AND s.consumer = $1 AND s.share = 0`, relay.Consumer)
-	return err
+	if err := l.makeShares(ctx, tx, relay.Consumer, p); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET since = $2::text::pg_snapshot, since_floor = $3, broker = $4
+		WHERE consumer = $1`, relay.Consumer, p.snapshot, p.floor, identity); err != nil {
+		return err
+	}
+	return to.openIntake(ctx, tx, relay.Topic, identity)
 }
 
 // notBefore puts a place that goes back behind what was before the consumer's beginning, for one that has one.
@@ -175,6 +297,52 @@ func (l *Log) notBefore(ctx context.Context, tx pgx.Tx, consumer string, p place
 	return p, err
 }
 
+// consumersOf are the consumers of a relay's topic that have shares here, but for the relay.
+func (l *Log) consumersOf(ctx context.Context, tx pgx.Tx, relay Subscription) ([]Subscription, error) {
+	rows, err := tx.Query(ctx, `SELECT consumer, topic FROM `+l.table("consumers")+` AS c WHERE topic = $1 AND consumer <> $2
+		AND EXISTS (SELECT FROM `+l.table("consumer_shares")+` AS s WHERE s.consumer = c.consumer) ORDER BY 1`, relay.Topic, relay.Consumer)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Subscription, err error) {
+		err = row.Scan(&s.Consumer, &s.Topic)
+		return s, err
+	})
+}
+
+// admit makes a consumer's row in this log, without shares.
+func (l *Log) admit(ctx context.Context, tx pgx.Tx, s Subscription) error {
+	if _, err := tx.Exec(ctx, `INSERT INTO `+l.table("consumers")+` (consumer, topic) VALUES ($1, $2)
+		ON CONFLICT (consumer) DO UPDATE SET topic = excluded.topic, handed_over = NULL, broker = NULL, paused_until = NULL`,
+		s.Consumer, s.Topic); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumer_shares")+` WHERE consumer = $1`, s.Consumer)
+	return err
+}
+
+// dismiss takes a consumer's shares in this log away. Without them there is nothing to claim, for a process that has yet to hear
+// of it either.
+func (l *Log) dismiss(ctx context.Context, tx pgx.Tx, consumer, upTo string, identity *string) error {
+	if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET handed_over = $2::text::pg_snapshot, broker = $3, paused_until = NULL
+		WHERE consumer = $1`, consumer, upTo, identity); err != nil {
+		return err
+	}
+	for _, table := range []string{"consumer_shares", "consumer_members"} {
+		if _, err := tx.Exec(ctx, `DELETE FROM `+l.table(table)+` WHERE consumer = $1`, consumer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropHandedOver forgets consumers of the topics that were handed over and are in the other log no more: they were forgotten there,
+// or renamed.
+func (l *Log) dropHandedOver(ctx context.Context, tx pgx.Tx, topics []string) error {
+	_, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumers")+` WHERE handed_over IS NOT NULL AND topic = ANY ($1)`, topics)
+	return err
+}
+
 func names(subscriptions []Subscription) []string {
 	all := make([]string, len(subscriptions))
 	for i, s := range subscriptions {
@@ -183,61 +351,120 @@ func names(subscriptions []Subscription) []string {
 	return all
 }
 
-// notHandedOver returns the consumers that are not marked yet.
-func (l *Log) notHandedOver(ctx context.Context, tx pgx.Tx, consumers []Subscription) (old []Subscription, err error) {
-	for _, s := range consumers {
-		var over bool
-		err := tx.QueryRow(ctx, `SELECT handed_over IS NOT NULL FROM `+l.table("consumers")+` WHERE consumer = $1`, s.Consumer).Scan(&over)
-		switch {
-		case err != nil && !errors.Is(err, pgx.ErrNoRows):
-			return nil, err
-		case !over:
-			old = append(old, s)
-		}
+func topicsOf(subscriptions []Subscription) []string {
+	all := make([]string, len(subscriptions))
+	for i, s := range subscriptions {
+		all[i] = s.Topic
 	}
-	return old, nil
+	return all
 }
 
-// finished returns an *UnfinishedError unless the consumer has handled everything and nobody is at it.
-func (l *Log) finished(ctx context.Context, tx pgx.Tx, s Subscription) error {
-	status, known, err := l.status(ctx, tx, s, waitingMax)
-	if err != nil || !known {
+// quietly carries a change out at a moment when no process has shares of the topics' consumers, in either log. The change may be
+// tried several times.
+//
+// A relay whose broker is away cannot finish what it is publishing. It is not waited for any longer than it takes each process to
+// hear of the pause, or to lose its leases: what it has under way then was committed before the change.
+func (l *Log) quietly(ctx context.Context, other *Log, relays []Subscription, change func(pgx.Tx) error) (err error) {
+	logs, topics := []*Log{l, other}, topicsOf(relays)
+	defer func() {
+		for _, each := range logs {
+			err = errors.Join(err, each.pause(context.WithoutCancel(ctx), topics, 0))
+			each.Wake(topics...)
+		}
+	}()
+	began := time.Now()
+	for {
+		for _, each := range logs {
+			if err := each.pause(ctx, topics, pauseFor); err != nil {
+				return err
+			}
+		}
+		var unawaited []string
+		if time.Since(began) > l.config.Lease+locateEvery {
+			unawaited = names(relays)
+		}
+		err := atRest(ctx, l.pool, logs, topics, unawaited)
+		if err == nil {
+			err = l.change(ctx, func(tx pgx.Tx) error {
+				if err := lockForChange(ctx, tx, logs, topics); err != nil {
+					return err
+				}
+				if err := atRest(ctx, tx, logs, topics, unawaited); err != nil {
+					return err
+				}
+				return change(tx)
+			})
+		}
+		var unfinished *UnfinishedError
+		if !errors.As(err, &unfinished) || unfinished.Owner == "" || time.Since(began) > pausePatience {
+			return err
+		}
+		if err := pause(ctx, pauseLook); err != nil {
+			return err
+		}
+	}
+}
+
+// lockForChange keeps everything else from the topics' consumers, and waits for what is under way. A consumer's checkpoints come
+// before its lock, or reach nothing.
+func lockForChange(ctx context.Context, tx pgx.Tx, logs []*Log, topics []string) error {
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(provisionLock)); err != nil {
 		return err
 	}
-	if status.Waiting+status.Parked+status.Dead+len(status.Owners) > 0 {
-		return &UnfinishedError{Consumer: s.Consumer, Status: status}
+	for _, l := range logs {
+		if _, err := tx.Exec(ctx, `SELECT FROM `+l.table("intakes")+` WHERE topic = ANY ($1) ORDER BY topic FOR UPDATE`, topics); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `SELECT FROM `+l.table("consumer_shares")+` WHERE consumer IN (
+			SELECT consumer FROM `+l.table("consumers")+` WHERE topic = ANY ($1)) ORDER BY share, consumer FOR UPDATE`, topics); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// sameBroker returns an *OtherBrokerError where a consumer was handed over to another broker.
-func (l *Log) sameBroker(ctx context.Context, tx pgx.Tx, identity string) error {
-	if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET broker = $1
-		WHERE handed_over IS NOT NULL AND broker IS NULL`, identity); err != nil {
-		return err
+// pause has the processes give the shares of the topics' consumers up and claim none, for as long.
+func (l *Log) pause(ctx context.Context, topics []string, d time.Duration) error {
+	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+` SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END
+		WHERE topic = ANY ($1) AND handed_over IS NULL`, topics, d)
+	if err != nil {
+		return fmt.Errorf("pause consumers: %w", err)
 	}
-	other := new(OtherBrokerError)
-	err := tx.QueryRow(ctx, `SELECT consumer, broker FROM `+l.table("consumers")+`
-		WHERE handed_over IS NOT NULL AND broker <> $1 ORDER BY consumer LIMIT 1`, identity).Scan(&other.Consumer, &other.Broker)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return nil
-	case err != nil:
-		return err
-	}
-	return other
+	return nil
 }
 
-func (l *Log) markHandedOver(ctx context.Context, tx pgx.Tx, consumers []Subscription, now, identity string) error {
-	for _, s := range consumers {
-		if _, err := tx.Exec(ctx, `INSERT INTO `+l.table("consumers")+` AS c (consumer, topic, handed_over, broker)
-			VALUES ($1, $2, $3::text::pg_snapshot, $4)
-			ON CONFLICT (consumer) DO UPDATE SET handed_over = excluded.handed_over, broker = excluded.broker`,
-			s.Consumer, s.Topic, now, identity); err != nil {
-			return err
+// atRest returns an *UnfinishedError if some process has shares of the topics' consumers, but for those that are excepted.
+func atRest(ctx context.Context, db rowQuerier, logs []*Log, topics, except []string) error {
+	for _, l := range logs {
+		busy := new(UnfinishedError)
+		err := db.QueryRow(ctx, `SELECT consumer, owner FROM `+l.table("consumer_shares")+` JOIN `+l.table("consumers")+` USING (consumer)
+			WHERE topic = ANY ($1) AND consumer <> ALL (coalesce($2::text[], '{}')) AND owner IS NOT NULL AND lease_until > clock_timestamp()
+			ORDER BY 1, 2 LIMIT 1`, topics, except).Scan(&busy.Consumer, &busy.Owner)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+		case err != nil:
+			return fmt.Errorf("look who runs consumers: %w", err)
+		default:
+			return busy
 		}
 	}
-	// Without shares there is nothing to claim, for a process that has yet to hear of it either.
-	_, err := tx.Exec(ctx, `DELETE FROM `+l.table("consumer_shares")+` WHERE consumer = ANY ($1)`, names(consumers))
+	return nil
+}
+
+// openIntake has arrivals of a topic stored that come from the broker, and no others.
+func (l *Log) openIntake(ctx context.Context, tx pgx.Tx, topic, identity string) error {
+	_, err := tx.Exec(ctx, `INSERT INTO `+l.table("intakes")+` AS i (topic, broker) VALUES ($1, $2)
+		ON CONFLICT (topic) DO UPDATE SET broker = excluded.broker, version = i.version + 1, owner = NULL, lease_until = NULL
+		WHERE i.broker <> excluded.broker`, topic, identity)
 	return err
 }
+
+// closeIntake has no arrivals of a topic stored any more, whoever has read some.
+func (l *Log) closeIntake(ctx context.Context, tx pgx.Tx, topic string) error {
+	_, err := tx.Exec(ctx, `UPDATE `+l.table("intakes")+` SET broker = '', version = version + 1, owner = NULL, lease_until = NULL
+		WHERE topic = $1`, topic)
+	return err
+}
+
+// arrivalsKnown is for how long the ids of arrivals can be relied upon.
+const arrivalsKnown = broker.Remembered - 24*time.Hour

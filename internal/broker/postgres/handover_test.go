@@ -2,10 +2,13 @@ package postgres
 
 import (
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 
 	"postbus/internal/pgtest"
@@ -16,204 +19,401 @@ var (
 	relayOfUsers  = []Subscription{{Consumer: "relay:user", Topic: "user"}}
 )
 
-func handOver(t *testing.T, l *Log) error {
+// twoLogs are that of an application and that of what arrives from a broker.
+type twoLogs struct {
+	*testing.T
+	app, inbound *Log
+}
+
+func newTwoLogs(t *testing.T) twoLogs {
 	t.Helper()
-	return l.HandOver(t.Context(), mailerOfUsers, relayOfUsers, "one")
-}
-
-// TestHandOverToAnotherBroker: consumers that read from a broker have events there, so another one is refused until they have
-// been taken back. Who was handed over before the broker was noted is with the one that is named next.
-func TestHandOverToAnotherBroker(t *testing.T) {
-	t.Parallel()
 	pool := pgtest.New(t, Migrations(DefaultSchema), Migrations("inbound"))
-	l := openLog(t, pool, Config{}, "mailer")
-	from := openLog(t, pool, Config{Schema: "inbound"}, "mailer")
-	refused := func(what string) {
-		t.Helper()
-		for _, consumers := range [][]Subscription{mailerOfUsers, nil, {{Consumer: "new", Topic: "user"}}} {
-			var other *OtherBrokerError
-			err := l.HandOver(t.Context(), consumers, relayOfUsers, "another")
-			if !errors.As(err, &other) || *other != (OtherBrokerError{Consumer: "mailer", Broker: "one"}) {
-				t.Errorf("%s, %v: %v", what, consumers, err)
-			}
-		}
+	config := Config{Lease: time.Second}
+	app := openLog(t, pool, config, "mailer")
+	config.Schema, config.Inbox = "inbound", DefaultSchema
+	return twoLogs{t, app, openLog(t, pool, config)}
+}
+
+func (l twoLogs) handOver() Change {
+	l.Helper()
+	c, err := l.app.HandOver(l.Context(), l.inbound, relayOfUsers, "one")
+	if err != nil {
+		l.Fatal(err)
 	}
-	if err := handOver(t, l); err != nil {
-		t.Fatal(err)
+	return c
+}
+
+func (l twoLogs) takeBack() Change {
+	l.Helper()
+	c, err := l.app.TakeBack(l.Context(), l.inbound, relayOfUsers)
+	if err != nil {
+		l.Fatal(err)
 	}
-	refused("handed over")
-	execute(t, l, `update postbus.consumers set broker = null`)
-	if err := handOver(t, l); err != nil {
-		t.Fatal(err)
+	return c
+}
+
+// reads collects what the consumer is given, in whichever log it is.
+func (l twoLogs) reads(handle func(*message.Message) bool) *inbox {
+	l.Helper()
+	s, err := Reading{l.app, l.inbound}.Subscriber("mailer", testLanes)
+	if err != nil {
+		l.Fatal(err)
 	}
-	refused("handed over before it was noted")
-	if err := l.TakeBack(t.Context(), from, mailerOfUsers, relayOfUsers); err != nil {
-		t.Fatal(err)
+	return listen(l.Context(), l.T, s, handle)
+}
+
+// relays collects what the relay is to publish.
+func (l twoLogs) relays(identity string) (*inbox, message.Subscriber) {
+	l.Helper()
+	s, err := l.app.RelaySubscriber("relay:user", identity, testLanes)
+	if err != nil {
+		l.Fatal(err)
 	}
-	if err := l.HandOver(t.Context(), mailerOfUsers, relayOfUsers, "another"); err != nil {
-		t.Errorf("after they were taken back: %v", err)
+	return listen(l.Context(), l.T, s, nil), s
+}
+
+func (l twoLogs) arrive(messages ...*message.Message) {
+	l.Helper()
+	i, err := l.inbound.Intake(l.Context(), "user", "test", "one")
+	if err != nil {
+		l.Fatal(err)
+	}
+	if _, err := i.Store(l.Context(), "p", "1", messages); err != nil {
+		l.Fatal(err)
 	}
 }
 
-// TestHandOver: the relay begins exactly where the consumers end, also with a transaction that is open meanwhile, and the
-// consumers are not provisioned here again.
+// want checks that the payloads are those, those of a key in that order.
+func (l twoLogs) want(in *inbox, messages ...*message.Message) {
+	l.Helper()
+	got, want := in.await(l.T, len(messages)), make([]string, len(messages))
+	for i, m := range messages {
+		want[i] = string(m.Payload)
+	}
+	byKey := func(a, b string) int { return strings.Compare(strings.Split(a, ",")[0], strings.Split(b, ",")[0]) }
+	slices.SortStableFunc(got, byKey)
+	slices.SortStableFunc(want, byKey)
+	if !slices.Equal(got, want) {
+		l.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// open commits an event later than its snapshot is taken: it returns the function that does.
+func (l twoLogs) open(m *message.Message) (commit func()) {
+	l.Helper()
+	tx, err := l.app.pool.Begin(l.Context())
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.Cleanup(func() { _ = tx.Rollback(l.Context()) })
+	batch := &pgx.Batch{}
+	if err := l.app.Append(batch, "user", m); err != nil {
+		l.Fatal(err)
+	}
+	if err := tx.SendBatch(l.Context(), batch).Close(); err != nil {
+		l.Fatal(err)
+	}
+	return func() {
+		if err := tx.Commit(l.Context()); err != nil {
+			l.Fatal(err)
+		}
+		l.app.Wake("user")
+	}
+}
+
+func eventsOf(key string, from, to int) (all []*message.Message) {
+	for n := from; n <= to; n++ {
+		all = append(all, event(key, n))
+	}
+	return all
+}
+
+// TestHandOver: what is visible at the moment of the change, parked or unread, the consumer takes along, and what commits later is
+// the relay's, also when it has drawn its position before. What the broker brings of a key waits behind what was taken along.
 func TestHandOver(t *testing.T) {
 	t.Parallel()
-	l := newLog(t, Config{}, "mailer")
-	publish(t, l, event("k", 1))
-	s := subscriber(t, l, "mailer")
-	in := listen(t.Context(), t, s, nil)
-	in.await(t, 1)
+	l := newTwoLogs(t)
+	handled := event("b", 1)
+	failing := eventsOf("a", 1, 2)
+	s := subscriber(t, l.app, "mailer")
+	early := listen(t.Context(), t, s, func(m *message.Message) bool {
+		if m.Metadata.Get(keyAttribute) == "a" {
+			l.app.Refuse(m, reason{text: "no", class: "transient", wait: time.Hour, attempts: 100})
+			return false
+		}
+		return true
+	})
+	publish(t, l.app, append(slices.Clone(failing), handled)...)
+	l.want(early, handled)
+	eventually(t, "both to be parked", func() bool {
+		status, _, err := l.app.Status(t.Context(), mailerOfUsers[0])
+		return err == nil && status.Parked == 2 && status.Waiting == 0
+	})
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	unread, late := append(eventsOf("a", 3, 4), eventsOf("b", 2, 3)...), event("a", 5)
+	commit := l.open(late)
+	publish(t, l.app, unread...)
+	if c := l.handOver(); !slices.Equal(c.Taken, []Taken{{"mailer", 6}}) {
+		t.Errorf("it did %+v", c)
+	}
+	commit()
+	next := event("c", 1)
+	publish(t, l.app, next)
+	relay, _ := l.relays("one")
+	l.want(relay, late, next)
+	l.arrive(late, next)
+	execute(t, l.app, `update inbound.parked set run_at = now() where state = 'retry'`)
+	in := l.reads(nil)
+	l.want(in, slices.Concat(failing, unread, []*message.Message{late, next})...)
+	if c := l.handOver(); len(c.Taken) != 0 {
+		t.Errorf("handing over again took %v along", c.Taken)
+	}
+	if err := l.app.Provision(t.Context(), nil, mailerOfUsers); !errors.Is(err, ErrHandedOver) {
+		t.Errorf("provisioning it again: %v", err)
+	}
+	fresh := []Subscription{{Consumer: "new", Topic: "user"}}
+	if err := l.app.Provision(t.Context(), nil, fresh); !errors.Is(err, ErrHandedOver) {
+		t.Errorf("provisioning a new consumer: %v", err)
+	}
+}
 
-	tx, err := l.pool.Begin(t.Context())
+// TestTakeBack: each event that was committed since is somewhere, and the consumer gets it once and in its key's order: those that
+// arrived and it has not handled, those that were sent and did not arrive, and those that were not sent. What the broker brings
+// later is known.
+func TestTakeBack(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	l.handOver()
+	sent := eventsOf("a", 1, 6)
+	publish(t, l.app, sent...)
+	relay, s := l.relays("one")
+	l.want(relay, sent...)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.arrive(sent[:3]...)
+	first := subscriber(t, l.inbound, "mailer")
+	part := listen(t.Context(), t, first, func(m *message.Message) bool { return strings.Contains(string(m.Payload), `"n":1}`) })
+	l.want(part, sent[0])
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	unsent := append(eventsOf("a", 7, 8), event("b", 1), event("b", 2))
+	commit := l.open(unsent[3])
+	publish(t, l.app, unsent[:3]...)
+	l.arrive(unsent[2]) // and the relay has not noted that it was sent
+	overtaken, err := l.inbound.Intake(t.Context(), "user", "test", "one")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(t.Context())
-	batch, late := &pgx.Batch{}, event("k", 2)
-	if err := l.Append(batch, "user", late); err != nil {
-		t.Fatal(err)
+	c := l.takeBack()
+	if c.Arrived != 4 || c.Missing != 3 || c.Unsent != 2 || !slices.Equal(c.Taken, []Taken{{"mailer", 6}}) {
+		t.Errorf("it did %+v", c)
 	}
-	if err := tx.SendBatch(t.Context(), batch).Close(); err != nil {
-		t.Fatal(err)
+	commit()
+	if n, err := overtaken.Store(t.Context(), "p", "2", sent[3:]); !errors.Is(err, ErrIntakeTaken) {
+		t.Errorf("a process that had read before stores %d, %v", n, err)
 	}
-	if err := handOver(t, l); err != nil {
-		t.Fatal(err)
-	}
-	if err := tx.Commit(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	next := event("k", 3)
-	publish(t, l, next)
-	relay := listen(t.Context(), t, subscriber(t, l, "relay:user"), nil)
-	got := relay.await(t, 2)
-	slices.Sort(got)
-	if want := []string{string(late.Payload), string(next.Payload)}; !slices.Equal(got, want) {
-		t.Errorf("the relay got %v, want %v", got, want)
-	}
-	if err := l.Provision(t.Context(), nil, mailerOfUsers); !errors.Is(err, ErrHandedOver) {
+	last := event("a", 9)
+	publish(t, l.app, last)
+	in := l.reads(nil)
+	all := slices.Concat(sent[1:], unsent, []*message.Message{last})
+	l.want(in, all...)
+	if err := l.app.Provision(t.Context(), nil, mailerOfUsers); err != nil {
 		t.Errorf("provisioning it again: %v", err)
 	}
-	if err := handOver(t, l); err != nil {
-		t.Errorf("handing over again: %v", err)
+	if c := l.takeBack(); len(c.Taken) != 0 {
+		t.Errorf("taking back again took %v along", c.Taken)
 	}
-	if got := in.all(); len(got) != 1 {
-		t.Errorf("the consumer got %v", got)
+
+	l.handOver()
+	l.arrive(slices.Concat(sent, unsent[:3])...) // from the stream that was left
+	next := event("a", 10)
+	publish(t, l.app, next)
+	relay, _ = l.relays("one")
+	l.want(relay, next)
+	l.arrive(next)
+	l.want(in, append(all, next)...)
+}
+
+// TestChangeOfRunningConsumers: consumers go along with their shares, to and fro, and nothing is delivered twice. A relay of another
+// broker publishes nothing.
+func TestChangeOfRunningConsumers(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	in, other := l.reads(nil), l.reads(nil)
+	wrong, _ := l.relays("two")
+	right, _ := l.relays("one")
+	var all, relayed []*message.Message
+	for round := range 4 {
+		next := append(eventsOf("a", 10*round, 10*round+3), eventsOf("b", 10*round, 10*round+3)...)
+		all = append(all, next...)
+		publish(t, l.app, next...)
+		if round%2 == 1 {
+			relayed = append(relayed, next...)
+			l.want(right, relayed...)
+			l.arrive(next...)
+		}
+		eventually(t, "all to be handled", func() bool { return len(in.all())+len(other.all()) == len(all) })
+		if round%2 == 0 {
+			l.handOver()
+		} else {
+			l.takeBack()
+		}
+	}
+	if got := len(in.all()) + len(other.all()); got != len(all) || len(wrong.all()) > 0 {
+		t.Errorf("%d were delivered, want %d; the wrong relay got %v", got, len(all), wrong.all())
 	}
 }
 
-// TestHandOverIsRefused while a consumer has something left, or runs; then nothing has changed.
-func TestHandOverIsRefused(t *testing.T) {
+// TestBrokerThatIsAwayIsLeft: a relay that cannot finish what it publishes does not hold the consumers where nothing comes.
+func TestBrokerThatIsAwayIsLeft(t *testing.T) {
 	t.Parallel()
-	l := newLog(t, Config{}, "mailer")
-	refused := func(what string, is func(Status) bool) {
-		t.Helper()
-		var unfinished *UnfinishedError
-		if err := handOver(t, l); !errors.As(err, &unfinished) || !is(unfinished.Status) {
-			t.Errorf("%s: %v", what, err)
-		}
-		var relays int
-		err := l.pool.QueryRow(t.Context(), `select count(*) from postbus.consumers where consumer = 'relay:user'`).Scan(&relays)
-		if err != nil || relays != 0 {
-			t.Errorf("%s: there are %d relays, %v", what, relays, err)
-		}
+	l := newTwoLogs(t)
+	l.handOver()
+	s, err := l.app.RelaySubscriber("relay:user", "one", testLanes)
+	if err != nil {
+		t.Fatal(err)
 	}
-	publish(t, l, event("k", 1))
-	refused("waiting", func(s Status) bool { return s.Waiting == 1 })
-	s := subscriber(t, l, "mailer")
-	in := listen(t.Context(), t, s, nil)
-	in.await(t, 1)
-	refused("running", func(s Status) bool { return len(s.Owners) == 1 })
+	hanging := make(chan struct{}, 1)
+	listen(t.Context(), t, s, func(m *message.Message) bool {
+		hanging <- struct{}{}
+		<-m.Context().Done()
+		return false
+	})
+	all := eventsOf("a", 1, 3)
+	publish(t, l.app, all...)
+	<-hanging
+	if c := l.takeBack(); c.Unsent != 3 || c.Taken[0].Events != 0 {
+		t.Errorf("it did %+v", c)
+	}
+	l.want(l.reads(nil), all...)
+	l.handOver()
+	l.arrive(all[0]) // it had got there
+	var n int
+	if err := l.app.pool.QueryRow(t.Context(), `select count(*) from inbound.topic_user`).Scan(&n); err != nil || n != 0 {
+		t.Errorf("%d are new, %v", n, err)
+	}
+}
+
+// TestWhatABrokerRefusesIsTakenBack: what a relay has parked the consumers get, behind what had arrived of its key and before what was
+// not sent.
+func TestWhatABrokerRefusesIsTakenBack(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	l.handOver()
+	all := slices.Concat(eventsOf("a", 1, 3), eventsOf("b", 1, 2))
+	publish(t, l.app, all...)
+	s, err := l.app.RelaySubscriber("relay:user", "one", testLanes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen(t.Context(), t, s, func(m *message.Message) bool {
+		if string(m.Payload) == string(all[1].Payload) {
+			l.app.Refuse(m, reason{text: "no", class: "transient", wait: time.Hour, attempts: 100})
+			return false
+		}
+		return true
+	})
+	eventually(t, "two to be parked", func() bool {
+		status, _, err := l.app.Status(t.Context(), relayOfUsers[0])
+		return err == nil && status.Parked == 2 && status.Waiting == 0
+	})
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	execute(t, l, `insert into postbus.parked (consumer, key_hash, position, share, state, attempts, event_id, type, key, metadata,
-		payload, failures, dead_at) values ('mailer', gen_random_uuid(), 1, 0, 'dead', 1, gen_random_uuid(), 'x', 'k', '{}', '', '[]', now())`)
-	refused("dead", func(s Status) bool { return s.Dead == 1 })
-	execute(t, l, `update postbus.parked set resolved_at = now()`)
-	if err := handOver(t, l); err != nil {
-		t.Error(err)
+	l.arrive(all[0], all[3], all[4])
+	last := event("a", 4)
+	publish(t, l.app, last)
+	if c := l.takeBack(); c.Arrived != 3 || c.Missing != 2 || c.Unsent != 1 {
+		t.Errorf("it did %+v", c)
 	}
+	l.want(l.reads(nil), append(all, last)...)
 }
 
-// TestTakeBack: the way back is open when all that was handed over has arrived and was handled, and begins where that ends.
-func TestTakeBack(t *testing.T) {
+// TestChangeIsRefused where consumers read over another broker, while a handler does not end, and with too much left; then nothing
+// has changed, and the consumers are at work again.
+func TestChangeIsRefused(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.New(t, Migrations(DefaultSchema), Migrations("inbound"))
-	l := openLog(t, pool, Config{}, "mailer")
-	from := openLog(t, pool, Config{Schema: "inbound"}, "mailer")
-	if err := handOver(t, l); err != nil {
-		t.Fatal(err)
+	l := newTwoLogs(t)
+	l.handOver()
+	var other *OtherBrokerError
+	if _, err := l.app.HandOver(t.Context(), l.inbound, relayOfUsers, "two"); !errors.As(err, &other) || other.Broker != "one" {
+		t.Errorf("to another broker: %v", err)
 	}
-	refused := func(what, consumer string) {
+	if over, err := l.app.ProvisionOver(t.Context(), l.inbound, mailerOfUsers, relayOfUsers, "two"); !errors.As(err, &other) || !over {
+		t.Errorf("provisioning over another broker: %v", err)
+	}
+	execute(t, l.app, `insert into postbus.topic_user (slot, id, metadata, payload) select 0, gen_random_uuid(), '{}', '' from generate_series(1, `+
+		fmt.Sprint(takenMax+1)+`)`)
+	l.takeBack()
+	var unfinished *UnfinishedError
+	if _, err := l.app.HandOver(t.Context(), l.inbound, relayOfUsers, "one"); !errors.As(err, &unfinished) || unfinished.Left != takenMax {
+		t.Errorf("with too much left: %v", err)
+	}
+	if identity, over, err := l.app.ReadsOver(t.Context()); err != nil || over {
+		t.Errorf("the consumers read over %q, %v", identity, err)
+	}
+	l.reads(nil).await(t, 1)
+}
+
+// TestOneInboxForBothLogs: an event that a process has handled in one log, and could not note it, has no effect in the other one.
+// Neither log forgets it while the consumer may come upon it.
+func TestOneInboxForBothLogs(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	m := event("a", 1)
+	publish(t, l.app, m)
+	enter := func(log *Log) (n int64) {
 		t.Helper()
-		var unfinished *UnfinishedError
-		err := l.TakeBack(t.Context(), from, mailerOfUsers, relayOfUsers)
-		if !errors.As(err, &unfinished) || unfinished.Consumer != consumer || unfinished.Status.Waiting != 1 {
-			t.Errorf("%s: %v", what, err)
+		batch := &pgx.Batch{}
+		log.Enter(batch, "mailer", [16]byte{6: 0x70, 15: 1})
+		results := l.app.pool.SendBatch(t.Context(), batch)
+		tag, err := results.Exec()
+		if err := errors.Join(err, results.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return tag.RowsAffected()
+	}
+	if n := enter(l.app); n != 1 {
+		t.Errorf("%d entries", n)
+	}
+	l.handOver()
+	execute(t, l.app, `update postbus.inbox set handled_at = now() - interval '100 days'`)
+	for _, log := range []*Log{l.app, l.inbound} {
+		execute(t, l.app, `update inbound.consumer_shares set snapshot = '3:3:'`)
+		if n, err := log.sweepInbox(t.Context()); err != nil || n != 0 {
+			t.Errorf("%s forgets %d, %v", log.config.Schema, n, err)
 		}
 	}
-	m := event("k", 1)
-	publish(t, l, m)
-	refused("not relayed", "relay:user")
-	relay := subscriber(t, l, "relay:user")
-	listen(t.Context(), t, relay, nil).await(t, 1)
-	if err := relay.Close(); err != nil {
-		t.Fatal(err)
+	if n := enter(l.inbound); n != 0 {
+		t.Errorf("%d entries", n)
 	}
-	refused("not arrived", "mailer")
-	arrive(t, intake(t, from, "first"), "1", 1, m)
-	refused("not handled", "mailer")
-	reads := subscriber(t, from, "mailer")
-	listen(t.Context(), t, reads, nil).await(t, 1)
-	if err := reads.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.TakeBack(t.Context(), from, mailerOfUsers, relayOfUsers); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Provision(t.Context(), nil, mailerOfUsers); err != nil {
-		t.Errorf("provisioning it again: %v", err)
-	}
-	next := event("k", 2)
-	publish(t, l, next)
-	in := listen(t.Context(), t, subscriber(t, l, "mailer"), nil)
-	if got := in.await(t, 1); got[0] != string(next.Payload) {
-		t.Errorf("the consumer got %v", got)
-	}
-	if err := l.TakeBack(t.Context(), from, mailerOfUsers, relayOfUsers); err != nil {
-		t.Errorf("taking back again: %v", err)
-	}
-	var relays int
-	if err := pool.QueryRow(t.Context(), `select count(*) from postbus.consumers where consumer = 'relay:user'`).Scan(&relays); err != nil || relays > 0 {
-		t.Errorf("there are %d relays, %v", relays, err)
+	execute(t, l.app, `update inbound.consumer_shares set snapshot = pg_current_snapshot()`)
+	execute(t, l.app, `delete from inbound.parked`)
+	for want, log := range []*Log{l.app, l.inbound} {
+		log.inboxSweep.began = time.Time{} // as in a day
+		if n, err := log.sweepInbox(t.Context()); err != nil || n != int64(want) {
+			t.Errorf("%s forgets %d, %v", log.config.Schema, n, err)
+		}
 	}
 }
 
-// TestRelayIsNotMovedBeforeItsBeginning: what the consumers have handled themselves is not sent, wherever it is moved.
+// TestRelayIsNotMovedBeforeItsBeginning: what is the consumers' own is not sent, wherever it is moved.
 func TestRelayIsNotMovedBeforeItsBeginning(t *testing.T) {
 	t.Parallel()
-	l := newLog(t, Config{}, "mailer")
-	publish(t, l, event("k", 1), event("k", 2))
-	s := subscriber(t, l, "mailer")
-	listen(t.Context(), t, s, nil).await(t, 2)
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := handOver(t, l); err != nil {
-		t.Fatal(err)
-	}
+	l := newTwoLogs(t)
+	publish(t, l.app, event("k", 1), event("k", 2))
+	l.handOver()
 	next := event("k", 3)
-	publish(t, l, next)
+	publish(t, l.app, next)
 	for _, to := range []Spot{Beginning(), At(time.Unix(0, 0)), After(1), After(0)} {
-		if m, err := l.Move(t.Context(), relayOfUsers[0], to, false); err != nil || m.After.Waiting != 1 {
+		if m, err := l.app.Move(t.Context(), relayOfUsers[0], to, false); err != nil || m.After.Waiting != 1 {
 			t.Errorf("%v: %d wait, %v", to, m.After.Waiting, err)
 		}
-		s := subscriber(t, l, "relay:user")
-		in := listen(t.Context(), t, s, nil)
+		in, s := l.relays("one")
 		if got := in.await(t, 1); got[0] != string(next.Payload) {
 			t.Errorf("%v: it got %v", to, got)
 		}
@@ -221,7 +421,7 @@ func TestRelayIsNotMovedBeforeItsBeginning(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if m, err := l.Move(t.Context(), relayOfUsers[0], Spot{}, true); err != nil || m.After.Waiting != 0 {
+	if m, err := l.app.Move(t.Context(), relayOfUsers[0], Spot{}, true); err != nil || m.After.Waiting != 0 {
 		t.Errorf("now: %d wait, %v", m.After.Waiting, err)
 	}
 }

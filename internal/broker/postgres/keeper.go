@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -17,15 +18,15 @@ type keeper struct {
 	handling context.Context //nolint:containedctx // what the shares' handlers live under
 }
 
-// run keeps shares until ctx ends. It returns an error when the server is another one, or when no renewal got through for as
-// long as the lease: from then on this process may not be the only one at work.
+// run keeps shares until ctx ends. It returns an error when the server is another one, when the consumer has no shares here, or
+// when no renewal got through for as long as the lease: from then on this process may not be the only one at work.
 func (k *keeper) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := k.balance(ctx)
 		if err == nil && k.delivery.idle(k.log.config.Rest) {
 			err = k.rest(ctx)
 		}
-		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer)) {
+		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer) || errors.Is(err, errMoved)) {
 			return err
 		}
 		sleep(ctx, k.log.untilBeat())
@@ -57,16 +58,20 @@ func (k *keeper) balance(ctx context.Context) error {
 	defer cancel()
 	asked := time.Now()
 	before := k.delivery.numbers()
-	held, others, err := k.delivery.holder.renewTogether(attempt, before)
+	here, err := k.delivery.holder.renewTogether(attempt, before)
 	if err != nil {
 		return err
 	}
 	// In this order: while the term holds, what is here is taken to be this process's own.
-	k.reportLost(k.delivery.lose(slices.DeleteFunc(before, func(n int16) bool { return slices.Contains(held, n) })...))
+	k.reportLost(k.delivery.lose(slices.DeleteFunc(before, func(n int16) bool { return slices.Contains(here.held, n) })...))
 	k.term.extend(asked)
-	fair := (shareCount + others) / (others + 1)
+	fair := (shareCount + here.others) / (here.others + 1)
 	switch mine := k.delivery.held(); {
+	case !here.seated:
+		return errMoved
 	case k.reading.Err() != nil: // about to stop
+	case here.paused:
+		k.delivery.giveUp(mine)
 	case mine > fair:
 		k.delivery.giveUp(mine - fair)
 	case mine < fair:
@@ -106,6 +111,9 @@ func (k *keeper) rest(ctx context.Context) error {
 		return err
 	}
 	status, _, err := k.log.status(ctx, k.log.pool, Subscription{Consumer: k.consumer, Topic: k.topic}, 1)
+	if errors.Is(err, ErrHandedOver) {
+		return errMoved
+	}
 	if err != nil {
 		return err
 	}

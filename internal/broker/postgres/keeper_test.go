@@ -15,7 +15,7 @@ func TestLostSharesGoBeforeTheTermIsExtended(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{Lease: time.Minute}, "reader")
 	ctx := t.Context()
-	s := newSubscriber(l, "reader", testLanes)
+	s := newSubscriber([]*Log{l}, "reader", testLanes)
 	h := holds(t, l, "reader", s.owner)
 	held, err := h.claim(ctx, shareCount)
 	if err != nil {
@@ -52,7 +52,7 @@ func TestNoRestWhileEventsCome(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, Config{}, "reader")
 	ctx, cancel := context.WithCancel(t.Context())
-	s := newSubscriber(l, "reader", testLanes)
+	s := newSubscriber([]*Log{l}, "reader", testLanes)
 	h := holds(t, l, "reader", s.owner)
 	claimed, err := h.claim(ctx, shareCount)
 	if err != nil {

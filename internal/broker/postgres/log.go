@@ -36,6 +36,8 @@ func Migrations(schema string) migrate.Set {
 type Config struct {
 	// Schema holds the log's tables. Default: DefaultSchema.
 	Schema string
+	// Inbox is the schema of the log in whose inbox it is noted what this one's consumers have handled. Default: Schema.
+	Inbox string
 	// Lease is how long a consumer stays with a process that shows no sign of life. Default: 5 s.
 	Lease time.Duration
 	// Poll is how often this process looks for new events that nothing told it of; one query for all its consumers.
@@ -68,6 +70,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Schema == "" {
 		c.Schema = DefaultSchema
+	}
+	if c.Inbox == "" {
+		c.Inbox = c.Schema
 	}
 	set(&c.Lease, 5*time.Second)
 	set(&c.Poll, 500*time.Millisecond)
@@ -210,6 +215,9 @@ func (l *Log) provisionConsumer(ctx context.Context, tx pgx.Tx, s Subscription) 
 		return false, err
 	}
 	if tag.RowsAffected() > 0 {
+		if err := l.notRelayed(ctx, tx, s); err != nil {
+			return false, err
+		}
 		p, err := l.place(ctx, tx, s.Topic, s.Start)
 		if err != nil {
 			return false, err
@@ -231,11 +239,26 @@ func (l *Log) provisionConsumer(ctx context.Context, tx pgx.Tx, s Subscription) 
 	return false, nil
 }
 
+// notRelayed returns ErrHandedOver for a new consumer of a topic whose consumers read from a broker.
+func (l *Log) notRelayed(ctx context.Context, tx pgx.Tx, s Subscription) error {
+	var relayed bool
+	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+l.table("consumers")+` WHERE topic = $1 AND broker IS NOT NULL)`, s.Topic).
+		Scan(&relayed)
+	if err == nil && relayed {
+		err = fmt.Errorf("%w: %s", ErrHandedOver, s.Topic)
+	}
+	return err
+}
+
+// firstEpoch is what the epochs of new shares begin with: the transaction's id is above all that a consumer's shares had before,
+// each of which took a transaction to give out. So what somebody has under way for shares that were deleted reaches no new ones.
+const firstEpoch = `pg_current_xact_id()::text::bigint`
+
 // makeShares puts all shares of a consumer at one place.
 func (l *Log) makeShares(ctx context.Context, tx pgx.Tx, consumer string, p place) error {
 	_, err := tx.Exec(ctx, `INSERT INTO `+l.table("consumer_shares")+`
-		(consumer, share, snapshot, floor, fence, window_end, position)
-		SELECT $1, share, $3::text::pg_snapshot, $4, $7::text::xid8, $5::text::pg_snapshot, $6
+		(consumer, share, snapshot, floor, fence, window_end, position, epoch)
+		SELECT $1, share, $3::text::pg_snapshot, $4, $7::text::xid8, $5::text::pg_snapshot, $6, `+firstEpoch+`
 		FROM generate_series(0, $2::int - 1) AS share`,
 		consumer, shareCount, p.snapshot, p.floor, nullable(p.windowEnd), p.position, p.fence)
 	return err
@@ -260,7 +283,7 @@ func (l *Log) Subscriber(consumer string, concurrency int) (message.Subscriber, 
 	if concurrency < 1 {
 		return nil, fmt.Errorf("subscriber of %s: concurrency is %d, at least 1", consumer, concurrency)
 	}
-	return newSubscriber(l, consumer, concurrency), nil
+	return newSubscriber([]*Log{l}, consumer, concurrency), nil
 }
 
 var topicPattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
@@ -270,5 +293,7 @@ var topicPattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
 const topicPrefix = "topic_"
 
 func (l *Log) table(name string) string { return pgx.Identifier{l.config.Schema, name}.Sanitize() }
+
+func (l *Log) inboxTable() string { return pgx.Identifier{l.config.Inbox, "inbox"}.Sanitize() }
 
 func (l *Log) topicTable(topic string) string { return l.table(topicPrefix + topic) }

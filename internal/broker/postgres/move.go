@@ -126,7 +126,7 @@ func (l *Log) forgetEffects(ctx context.Context, tx pgx.Tx, consumer string, to 
 	if to.kind == spotNow {
 		return nil
 	}
-	_, err := tx.Exec(ctx, `DELETE FROM `+l.table("inbox")+` WHERE consumer = $1`, consumer)
+	_, err := tx.Exec(ctx, `DELETE FROM `+l.inboxTable()+` WHERE consumer = $1`, consumer)
 	return err
 }
 
@@ -160,8 +160,8 @@ func (l *Log) Rename(ctx context.Context, from, to string) error {
 		if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET consumer = $2 WHERE consumer = $1`, from, to); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `UPDATE `+l.table("inbox")+` SET consumer = $2 WHERE consumer = $1
-			AND NOT EXISTS (SELECT FROM `+l.table("inbox")+` AS new WHERE new.event_id = inbox.event_id AND new.consumer = $2)`,
+		_, err = tx.Exec(ctx, `UPDATE `+l.inboxTable()+` SET consumer = $2 WHERE consumer = $1
+			AND NOT EXISTS (SELECT FROM `+l.inboxTable()+` AS new WHERE new.event_id = inbox.event_id AND new.consumer = $2)`,
 			from, to)
 		return err
 	})
@@ -193,8 +193,8 @@ func (l *Log) Forget(ctx context.Context, consumer string, dryRun bool) (left St
 		if len(left.Owners) > 0 {
 			return fmt.Errorf("%w: %s", ErrConsumerAtWork, consumer)
 		}
-		for _, table := range []string{"parked", "inbox", "consumers"} { // the last takes its shares along
-			if _, err := tx.Exec(ctx, `DELETE FROM `+l.table(table)+` WHERE consumer = $1`, consumer); err != nil {
+		for _, table := range []string{l.table("parked"), l.inboxTable(), l.table("consumers")} { // the last takes its shares along
+			if _, err := tx.Exec(ctx, `DELETE FROM `+table+` WHERE consumer = $1`, consumer); err != nil {
 				return err
 			}
 		}

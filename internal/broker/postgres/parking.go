@@ -21,6 +21,8 @@ import (
 //	held     the head; it is dead, and somebody has to decide
 //	dead     dead, and out of the line: its key went on
 //
+// Rows that were taken along from another log (takealong.go) have positions below zero.
+//
 // A row that was handled is deleted, and the next one becomes the head (promote). Only the owner of the key's share touches
 // a line, and only while its epoch holds: every change locks the share's row first. Operators do the same.
 //

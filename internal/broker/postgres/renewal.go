@@ -28,20 +28,20 @@ type renewal struct {
 }
 
 // renewTogether renews like renew, with those of other consumers. Where anything of this one's could not be had at once, or was
-// lost, it is renewed by itself: one consumer's lock does not keep the others from their leases.
-func (h holder) renewTogether(ctx context.Context, shares []int16) (held []int16, others int, err error) {
+// lost, or it is paused, it is renewed by itself: one consumer's lock does not keep the others from their leases.
+func (h holder) renewTogether(ctx context.Context, shares []int16) (presence, error) {
 	r := &renewal{holder: h, shares: shares, done: make(chan struct{})}
 	h.log.renewals.ask(h.log, r)
 	select {
 	case <-r.done:
 	case <-ctx.Done():
-		return nil, 0, fmt.Errorf("renew shares of %s: %w", h.consumer, ctx.Err())
+		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, ctx.Err())
 	}
 	switch {
 	case r.err != nil:
-		return nil, 0, fmt.Errorf("renew shares of %s: %w", h.consumer, r.err)
+		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, r.err)
 	case r.whole:
-		return shares, r.others, nil
+		return presence{held: shares, others: r.others, seated: true}, nil
 	}
 	return h.renew(ctx, shares)
 }
@@ -101,6 +101,7 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 		here AS (
 			SELECT m.consumer, m.owner FROM `+l.table("consumer_members")+` AS m
 			JOIN unnest($1::text[], $2::text[]) AS asked (consumer, owner) ON m.consumer = asked.consumer AND m.owner = asked.owner
+			WHERE NOT EXISTS (SELECT FROM `+l.table("consumers")+` AS c WHERE c.consumer = m.consumer AND c.paused_until > clock_timestamp())
 			ORDER BY m.consumer, m.owner FOR UPDATE OF m SKIP LOCKED),
 		seen AS (
 			UPDATE `+l.table("consumer_members")+` AS m SET seen_until = clock_timestamp() + $6 FROM here

@@ -10,9 +10,8 @@ import (
 
 // answer is what renewTogether told one consumer.
 type answer struct {
-	held   []int16
-	others int
-	err    error
+	presence
+	err error
 }
 
 // renewedTogether has all holders ask before the first statement is sent. The answers are there when they close.
@@ -29,7 +28,7 @@ func renewedTogether(t *testing.T, l *Log, holders ...holder) []<-chan answer {
 			var a answer
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
-			a.held, a.others, a.err = h.renewTogether(ctx, allShares())
+			a.presence, a.err = h.renewTogether(ctx, allShares())
 			to <- a
 		}()
 	}
@@ -63,7 +62,7 @@ func renewing(t *testing.T, n int) (*Log, []holder) {
 		if _, err := holders[i].claim(t.Context(), shareCount); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := holders[i].renew(t.Context(), allShares()); err != nil {
+		if _, err := holders[i].renew(t.Context(), allShares()); err != nil {
 			t.Fatal(err)
 		}
 	}

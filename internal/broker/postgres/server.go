@@ -29,6 +29,7 @@ const codeOtherServer = "PB002"
 type holder struct {
 	log             *Log
 	consumer, owner string
+	broker          string // that it publishes to, if it is a relay
 	server          time.Time
 }
 

@@ -36,6 +36,14 @@ type claimed struct {
 	ahead  []int64
 }
 
+// seat is a query for the consumer's row, when it has shares here; a relay's, when they are for the broker that $%d names. It is
+// another log's otherwise, or nobody's.
+func (h holder) seat(broker int) string {
+	return fmt.Sprintf(`SELECT coalesce(paused_until > clock_timestamp(), false) AS paused FROM %s
+		WHERE consumer = $1 AND ($%d::text = '' OR broker = $%[2]d::text)
+		AND EXISTS (SELECT FROM %[3]s WHERE consumer = $1)`, h.log.table("consumers"), broker, h.log.table("consumer_shares"))
+}
+
 // claim takes up to n shares of the consumer that nobody holds. Each gets a higher epoch than under any owner before.
 func (h holder) claim(ctx context.Context, n int) ([]claimed, error) {
 	rows, err := h.log.pool.Query(ctx, `UPDATE `+h.log.table("consumer_shares")+`
@@ -44,9 +52,9 @@ func (h holder) claim(ctx context.Context, n int) ([]claimed, error) {
 			SELECT share FROM `+h.log.table("consumer_shares")+`
 			WHERE consumer = $1 AND (owner IS NULL OR lease_until < clock_timestamp())
 			ORDER BY share LIMIT $4 FOR UPDATE SKIP LOCKED)
-		AND `+h.log.sameServer("$5", "NULL")+`
+		AND EXISTS (SELECT FROM (`+h.seat(6)+`) AS seat WHERE NOT paused) AND `+h.log.sameServer("$5", "NULL")+`
 		RETURNING share, epoch, snapshot::text, floor, fence::text, coalesce(window_end::text, ''), position, ahead`,
-		h.consumer, h.owner, h.log.config.Lease, n, h.server)
+		h.consumer, h.owner, h.log.config.Lease, n, h.server, h.broker)
 	if err != nil {
 		return nil, fmt.Errorf("claim shares of %s: %w", h.consumer, err)
 	}
@@ -61,11 +69,19 @@ func (h holder) claim(ctx context.Context, n int) ([]claimed, error) {
 	return shares, nil
 }
 
-// renew prolongs the leases of the owner's shares and shows the others that it is there. It returns which of the shares
-// it still holds, and how many others are there. A share that it does not name, since the answer to a claim was lost,
-// runs out.
-func (h holder) renew(ctx context.Context, shares []int16) (held []int16, others int, err error) {
+// presence is what renewing the leases has shown.
+type presence struct {
+	held   []int16 // of the shares that were named
+	others int     // that share the consumer
+	seated bool    // it has shares here
+	paused bool    // and all of them are to be given up
+}
+
+// renew prolongs the leases of the owner's shares and shows the others that it is there. A share that it does not name, since
+// the answer to a claim was lost, runs out.
+func (h holder) renew(ctx context.Context, shares []int16) (p presence, err error) {
 	err = h.log.pool.QueryRow(ctx, `WITH
+		seat AS (`+h.seat(6)+`),
 		locked AS (
 			SELECT share FROM `+h.log.table("consumer_shares")+`
 			WHERE consumer = $1 AND owner = $2 AND share = ANY ($4) ORDER BY share FOR UPDATE),
@@ -73,17 +89,18 @@ func (h holder) renew(ctx context.Context, shares []int16) (held []int16, others
 			UPDATE `+h.log.table("consumer_shares")+` AS s SET lease_until = clock_timestamp() + $3 FROM locked
 			WHERE consumer = $1 AND owner = $2 AND s.share = locked.share RETURNING s.share),
 		seen AS (
-			INSERT INTO `+h.log.table("consumer_members")+` VALUES ($1, $2, clock_timestamp() + $3)
+			INSERT INTO `+h.log.table("consumer_members")+` SELECT $1, $2, clock_timestamp() + $3 FROM seat
 			ON CONFLICT (consumer, owner) DO UPDATE SET seen_until = excluded.seen_until)
 		SELECT (SELECT coalesce(array_agg(share), '{}') FROM renewed),
 			(SELECT count(*) FROM `+h.log.table("consumer_members")+`
-				WHERE consumer = $1 AND owner <> $2 AND seen_until > clock_timestamp())
+				WHERE consumer = $1 AND owner <> $2 AND seen_until > clock_timestamp()),
+			EXISTS (SELECT FROM seat), EXISTS (SELECT FROM seat WHERE paused)
 		WHERE `+h.log.sameServer("$5", "NULL"),
-		h.consumer, h.owner, h.log.config.Lease, shares, h.server).Scan(&held, &others)
+		h.consumer, h.owner, h.log.config.Lease, shares, h.server, h.broker).Scan(&p.held, &p.others, &p.seated, &p.paused)
 	if err != nil {
-		return nil, 0, fmt.Errorf("renew shares of %s: %w", h.consumer, err)
+		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, err)
 	}
-	return held, others, nil
+	return p, nil
 }
 
 // leave takes the owner out of those who share the consumer, and with it others that have not been seen for long.

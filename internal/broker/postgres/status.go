@@ -68,17 +68,12 @@ func (l *Log) status(ctx context.Context, db rowQuerier, s Subscription, most in
 	if shares == 0 {
 		return status, false, l.handedOver(ctx, db, s.Consumer)
 	}
-	// What waits is what no share's place covers. The bounds on top keep the look-up off what all of them have passed.
 	var age float64
 	err = db.QueryRow(ctx, `WITH
 		shares AS (SELECT * FROM `+l.table("consumer_shares")+` WHERE consumer = $1),
 		waiting AS (
 			SELECT recorded_at FROM `+l.topicTable(s.Topic)+` AS t JOIN shares AS s ON s.share = t.slot % $2::smallint
-			WHERE (t.position > (SELECT min(floor) FROM shares)
-					OR t.xid >= (SELECT pg_snapshot_xmin(snapshot) FROM shares ORDER BY 1 LIMIT 1))
-				AND NOT pg_visible_in_snapshot(t.xid, s.snapshot)
-				AND NOT (coalesce(pg_visible_in_snapshot(t.xid, s.window_end), false) AND t.position <= s.position)
-				AND t.position <> ALL (s.ahead)
+			WHERE `+unreadByShares+`
 			LIMIT $3)
 		SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8 FROM waiting`,
 		s.Consumer, shareCount, most+1).Scan(&status.Waiting, &age)

@@ -17,7 +17,9 @@ import (
 // Subscriber is the message.Subscriber of one consumer. All the subscribers of a consumer, in all processes, share its
 // work: each holds some of the shares, and so some of the keys.
 type Subscriber struct {
-	log      *Log
+	logs     []*Log // of which one at a time has the consumer's shares
+	log      *Log   // that has them now; it belongs to run
+	broker   string // that the consumer publishes to, if it is a relay
 	consumer string
 	owner    string
 	lanes    int // keys that are handled at the same time
@@ -38,10 +40,10 @@ type Subscriber struct {
 	subscribed bool
 }
 
-func newSubscriber(l *Log, consumer string, lanes int) *Subscriber {
+func newSubscriber(logs []*Log, consumer string, lanes int) *Subscriber {
 	return &Subscriber{
-		log: l, consumer: consumer, owner: ownerName(), lanes: lanes,
-		logger:  l.logger.With(slog.String("consumer", consumer)),
+		logs: logs, log: logs[0], consumer: consumer, owner: ownerName(), lanes: lanes,
+		logger:  logs[0].logger.With(slog.String("consumer", consumer)),
 		closing: make(chan struct{}),
 	}
 }
@@ -87,7 +89,6 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	s.running.Go(func() {
 		defer close(out)
 		defer cancel()
-		defer s.log.watch(topic)()
 		s.run(stop, topic, out)
 	})
 	return out, nil
@@ -96,19 +97,25 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 // readsTimeout bounds the look at what the consumer reads.
 const readsTimeout = time.Second
 
-// reads returns an error if the consumer is known not to read the topic.
+// reads returns an error if the consumer is known not to read the topic. A relay may be unknown until it is needed.
 func (s *Subscriber) reads(ctx context.Context, topic string) error {
 	ctx, cancel := context.WithTimeout(ctx, readsTimeout)
 	defer cancel()
-	var known string
-	err := s.log.pool.QueryRow(ctx, `SELECT topic FROM `+s.log.table("consumers")+` WHERE consumer = $1`, s.consumer).Scan(&known)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	for _, l := range s.logs {
+		var known string
+		err := l.pool.QueryRow(ctx, `SELECT topic FROM `+l.table("consumers")+` WHERE consumer = $1`, s.consumer).Scan(&known)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			continue
+		case err != nil:
+			s.logger.Warn("what the consumer reads is not known yet", slog.Any("error", err))
+		case known != topic:
+			return fmt.Errorf("%w: it reads %s", ErrTopicChanged, known)
+		}
+		return nil
+	}
+	if s.broker == "" {
 		return ErrUnknownConsumer
-	case err != nil:
-		s.logger.Warn("what the consumer reads is not known yet", slog.Any("error", err))
-	case known != topic:
-		return fmt.Errorf("%w: it reads %s", ErrTopicChanged, known)
 	}
 	return nil
 }
@@ -123,20 +130,26 @@ func (s *Subscriber) Close() error {
 	return nil
 }
 
-// run works until stop ends, and begins anew when the database was lost.
+// run works until stop ends, in whichever log has the consumer's shares, and begins anew when the database was lost.
 func (s *Subscriber) run(stop context.Context, topic string, out chan<- *message.Message) {
 	for failures := 1; stop.Err() == nil; failures++ {
 		began := time.Now()
-		err := s.work(stop, topic, out)
+		err := s.locate(stop)
+		if err == nil {
+			err = s.work(stop, topic, out)
+		}
 		if err == nil || stop.Err() != nil {
 			return
 		}
-		if time.Since(began) > s.log.config.Lease {
+		if time.Since(began) > s.log.config.Lease || errors.Is(err, errMoved) {
 			failures = 1
 		}
-		if hasCode(err, codeOtherServer) {
+		switch {
+		case errors.Is(err, errMoved):
+			continue
+		case hasCode(err, codeOtherServer):
 			s.logger.Info("the database's server was started anew or replaced; consumer goes on from what is stored")
-		} else {
+		default:
 			s.logger.Warn("consumer interrupted, will go on by itself", slog.Any("error", err))
 		}
 		sleep(stop, backoff(failures, s.log.config.RetryMin, s.log.config.Lease))
@@ -149,6 +162,7 @@ func (s *Subscriber) work(stop context.Context, topic string, out chan<- *messag
 	if err != nil {
 		return err
 	}
+	defer s.log.watch(topic)()
 	// Handlers live on while the subscriber drains, so their context is not stop's.
 	handling, abandon := context.WithCancelCause(context.WithoutCancel(stop))
 	defer abandon(nil)
@@ -199,6 +213,7 @@ func (s *Subscriber) begin(ctx context.Context) (holder, error) {
 	if err == nil {
 		s.left = nil
 	}
+	h.broker = s.broker
 	return h, err
 }
 

@@ -187,8 +187,8 @@ func TestOneOwnerAtATime(t *testing.T) {
 	if stored, err := holds(t, l, "reader", "a process that was killed").store(ctx, old); len(stored) > 0 || err != nil {
 		t.Errorf("the old owner stored %v: %v", stored, err)
 	}
-	if held, _, err := holds(t, l, "reader", "a process that was killed").renew(ctx, numbers); len(held) > 0 || err != nil {
-		t.Errorf("the old owner renewed %v: %v", held, err)
+	if here, err := holds(t, l, "reader", "a process that was killed").renew(ctx, numbers); len(here.held) > 0 || err != nil {
+		t.Errorf("the old owner renewed %v: %v", here.held, err)
 	}
 }
 
@@ -272,7 +272,7 @@ func readUntil(t *testing.T, l *Log, d *delivery, enough func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- newSubscriber(l, "reader", testLanes).read(ctx, "user", d) }()
+	go func() { ended <- newSubscriber([]*Log{l}, "reader", testLanes).read(ctx, "user", d) }()
 	eventually(t, "messages up to the limit", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
