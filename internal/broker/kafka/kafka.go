@@ -110,6 +110,9 @@ func (s *settings) readMechanism() error {
 		if s.mechanism != "" {
 			return &broker.URLError{Problem: "has a parameter sasl and no user"}
 		}
+		if a.Parameter("password_file", "") != "" {
+			return &broker.URLError{Problem: "has a parameter password_file and no user"}
+		}
 		s.localOnly = a.Parameter("tls", "") == ""
 		return nil
 	}

@@ -66,6 +66,9 @@ func read(a broker.Address) (s settings, err error) {
 		"credentials", "password_file"); err != nil {
 		return s, err
 	}
+	if a.User == "" && a.Parameter("password_file", "") != "" {
+		return s, &broker.URLError{Problem: "has a parameter password_file and no user"}
+	}
 	s = settings{address: a, credentials: a.Parameter("credentials", "")}
 	var errs [6]error
 	s.prefix, errs[0] = a.Prefix()
