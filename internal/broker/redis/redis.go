@@ -45,6 +45,7 @@ type settings struct {
 	durability durability
 	skipGap    bool
 	security   broker.Security
+	localOnly  bool // clear text stays on this machine, whatever address the sentinels tell
 }
 
 // Kind is redis://, Redis Streams.
@@ -82,6 +83,7 @@ func read(a broker.Address) (s settings, err error) {
 	s.replicas, errs[3] = a.Number("replicas", replicasMax)
 	s.retention, errs[4] = a.Retention(retentionLeast)
 	s.security, errs[5] = a.Security()
+	s.localOnly = !s.security.TLS && a.Parameter("tls", "") == ""
 	errs[6] = a.Choice("provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify)
 	errs[7] = a.Choice("gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap)
 	return s, cmp.Or(errs[:]...)
