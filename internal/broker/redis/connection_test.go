@@ -1,9 +1,44 @@
 package redis_test
 
 import (
+	"errors"
 	"net"
 	"testing"
+
+	"postbus/internal/broker"
+	"postbus/internal/broker/brokertest"
+	"postbus/internal/redistest"
 )
+
+// TestServerThatLosesFromNowOn: a server that comes back with other settings, as another that has taken its place may have, gets
+// nothing that it would acknowledge and lose.
+func TestServerThatLosesFromNowOn(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client()
+	b := provisioned(t, server.URL())
+	publish(t, b, 1)
+	if err := client.ConfigSet(t.Context(), "appendfsync", "everysec").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.ClientKillByFilter(t.Context(), "TYPE", "normal", "SKIPME", "yes").Err(); err != nil {
+		t.Fatal(err)
+	}
+	var refused *broker.RefusedError
+	eventually(t, "a refusal", func() bool {
+		m := brokertest.New("k", 2)
+		m.SetContext(t.Context())
+		err := b.Publisher().Publish("user", m)
+		if err == nil {
+			t.Fatal("acknowledged by a server that can lose it")
+		}
+		return errors.As(err, &refused)
+	})
+	if err := client.ConfigSet(t.Context(), "appendfsync", "always").Err(); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, 3)
+}
 
 // TestClearTextStaysHere: with sentinels on this machine no TLS is spoken, and so nothing is sent to a server that is elsewhere.
 func TestClearTextStaysHere(t *testing.T) {

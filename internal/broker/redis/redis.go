@@ -145,7 +145,10 @@ func Open(a broker.Address, logger *slog.Logger) (*Broker, error) {
 	redis.SetLogger(&logging.VoidLogger{})
 	b := &Broker{settings: s, logger: logger.With(slog.String("broker", scheme)), offered: make(chan offer)}
 	b.stopped, b.stop = context.WithCancel(context.Background())
-	b.client = redis.NewClient(b.options(b.connect))
+	options := b.options(b.connect)
+	// Behind each connection there may be another server, or one that was started with other settings.
+	options.OnConnect = func(ctx context.Context, conn *redis.Conn) error { return b.inspect(ctx, conn) }
+	b.client = redis.NewClient(options)
 	for range writers {
 		b.running.Go(b.write)
 	}
