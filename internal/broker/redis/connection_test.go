@@ -62,3 +62,18 @@ func TestClearTextStaysHere(t *testing.T) {
 	}()
 	refuses(t, "redis://ann:secretword@"+sentinel.Addr().String()+"?master=shop", "the sentinels tell of a server elsewhere")
 }
+
+// TestUserOfAnotherDatabase has to be allowed to select it, beside what docs/brokers.md names for all.
+func TestUserOfAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	server := redistest.StartWith(t, redistest.Durable+
+		"user ann on >secretword ~postbus:* +info +config|get +multi +exec +xadd +xread +xrange +xinfo +xgroup|create\n"+
+		"user eve on >secretword ~postbus:* +info +config|get +multi +exec +xadd +xread +xrange +xinfo +xgroup|create +select\n"+
+		"user default off\n")
+	refuses(t, "redis://ann:secretword@"+server.Addr()+"/1", "the server refuses what has to be done: NOPERM")
+	b := provisioned(t, "redis://eve:secretword@"+server.Addr()+"/1")
+	id := publish(t, b, 1)
+	if got, _ := brokertest.Read(t, b, "user", nil, 1); got[0].UUID != id {
+		t.Errorf("read %s, want %s", got[0].UUID, id)
+	}
+}
