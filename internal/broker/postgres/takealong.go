@@ -89,7 +89,7 @@ func (l *Log) onTheWay(ctx context.Context, tx pgx.Tx, from *Log, relay Subscrip
 	known := `EXISTS (SELECT FROM ` + from.table("arrivals") + ` AS a WHERE a.event_id = %s AND a.topic = $2) AS known`
 	err = tx.QueryRow(ctx, `WITH
 		shares AS (SELECT * FROM `+l.table("consumer_shares")+` WHERE consumer = $1),
-		refused AS (SELECT position, event_id, `+fmt.Sprintf(known, "event_id")+` FROM `+l.table("parked")+` WHERE consumer = $1),
+		refused AS (SELECT position, event_id, `+fmt.Sprintf(known, "p.event_id")+` FROM `+l.table("parked")+` AS p WHERE consumer = $1),
 		events AS (
 			SELECT t.position, t.id, recorded_at, NOT (`+unreadByShares+`) AS sent, `+fmt.Sprintf(known, "t.id")+`
 			FROM `+l.topicTable(relay.Topic)+` AS t JOIN shares AS s ON s.share = t.slot % $5::smallint, `+l.sinceSQL()+`
