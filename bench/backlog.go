@@ -81,7 +81,7 @@ func load(ctx context.Context, db *database, kind string, consumers []string, co
 
 func (b *bench) prepareBroker(ctx context.Context, p *prepared, kind string, count int) (err error) {
 	if kind == kindRedis {
-		if p.url, err = startRedis(ctx, b, p, kind); err != nil {
+		if p.url, err = startRedis(ctx, b, p, "everysec"); err != nil {
 			return err
 		}
 		return loadRedis(ctx, p.url, count)

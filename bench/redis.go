@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,13 +21,22 @@ import (
 // redisProgram is looked for on PATH; Debian's package redis-server has it.
 const redisProgram = "redis-server"
 
+// redisScheme begins the URLs that postbus takes.
+const redisScheme = "redis://"
+
 const (
 	redisStart = 10 * time.Second
 	redisRetry = 20 * time.Millisecond
 )
 
-// startRedis runs a Redis that keeps its append-only file, synced every second as it comes, until p is closed.
-func startRedis(ctx context.Context, b *bench, p *prepared, _ string) (address string, err error) {
+// startDurableRedis runs a Redis that syncs before it answers, and returns its URL.
+func startDurableRedis(ctx context.Context, b *bench, p *prepared, _ string) (string, error) {
+	address, err := startRedis(ctx, b, p, "always")
+	return redisScheme + address, err
+}
+
+// startRedis runs a Redis that keeps its append-only file, and syncs it "always" or "everysec", until p is closed.
+func startRedis(ctx context.Context, b *bench, p *prepared, fsync string) (address string, err error) {
 	program, err := exec.LookPath(redisProgram)
 	if err != nil {
 		return "", skipped{redisProgram + " is not installed"}
@@ -45,7 +55,7 @@ func startRedis(ctx context.Context, b *bench, p *prepared, _ string) (address s
 		return "", fmt.Errorf("find a free port: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, //nolint:gosec // found on PATH
-		"--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
+		"--appendonly", "yes", "--appendfsync", fsync, "--save", "")
 	if err := cmd.Start(); err != nil {
 		return "", fmt.Errorf("start Redis: %w", err)
 	}
@@ -66,15 +76,29 @@ func startRedis(ctx context.Context, b *bench, p *prepared, _ string) (address s
 	return address, nil
 }
 
-// openRedis reads a stream through Watermill. A subscriber has one message in flight, so a group has as many subscribers
-// as postbus has lanes; the order of a key is lost with that.
 func openRedis(r request) (peer, error) {
 	codec, err := newCodec()
 	if err != nil {
 		return nil, err
 	}
 	client := redis.NewClient(&redis.Options{Addr: r.URL, PoolSize: 4 * lanesDefault})
-	return routed{codec: codec, subscribers: func(consumer string) (message.Subscriber, error) {
+	return routed{codec: codec, subscribers: redisSubscribers(client)}, nil
+}
+
+// connectRedis publishes one message at a time, and reads with as many subscribers as postbus has lanes.
+func connectRedis(url string) (endpoints, error) {
+	client := redis.NewClient(&redis.Options{Addr: strings.TrimPrefix(url, redisScheme), PoolSize: 4 * lanesDefault})
+	publisher, err := redisstream.NewPublisher(redisstream.PublisherConfig{Client: client}, watermill.NopLogger{})
+	return endpoints{publisher, redisSubscribers(client), client.Close}, err
+}
+
+// provisionRedis does nothing: a stream is made by who publishes to it.
+func provisionRedis(context.Context, string) error { return nil }
+
+// redisSubscribers read a stream through Watermill. A subscriber has one message in flight, so a group has as many subscribers
+// as postbus has lanes; the order of a key is lost with that.
+func redisSubscribers(client redis.UniversalClient) subscribers {
+	return func(consumer string) (message.Subscriber, error) {
 		var all fanIn
 		for i := range lanesDefault {
 			s, err := redisstream.NewSubscriber(redisstream.SubscriberConfig{
@@ -86,7 +110,7 @@ func openRedis(r request) (peer, error) {
 			all = append(all, s)
 		}
 		return all, nil
-	}}, nil
+	}
 }
 
 // loadRedis fills the stream, in pipelines.

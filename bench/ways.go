@@ -15,6 +15,7 @@ import (
 
 	"postbus/internal/broker"
 	"postbus/internal/broker/nats"
+	"postbus/internal/broker/redis"
 	"postbus/internal/broker/remote"
 )
 
@@ -43,6 +44,7 @@ func ways() []way {
 	return []way{
 		{"Postgres", remote.Kind(), startSecondPostgres, provisionSecondPostgres, connectSecondPostgres},
 		{"NATS", nats.Kind(), startNATS, provisionNATS, connectNATS},
+		{"Redis", redis.Kind(), startDurableRedis, provisionRedis, connectRedis},
 	}
 }
 

@@ -59,7 +59,8 @@ func StartWith(t testing.TB, configuration string) *Server {
 // StartTLS starts a durable server that speaks nothing but TLS.
 func StartTLS(t testing.TB, certificate, key string) *Server {
 	t.Helper()
-	return start(t, "", "port 0\ntls-port", fmt.Sprintf("tls-cert-file %s\ntls-key-file %s\ntls-auth-clients no\n", certificate, key)+Durable)
+	files := fmt.Sprintf("tls-cert-file %s\ntls-key-file %s\ntls-auth-clients no\n", certificate, key)
+	return start(t, "", "port 0\ntls-port", files+Durable)
 }
 
 // StartSentinel starts a sentinel that knows the server by the name, and has a replica take its place when it is away for a moment.
@@ -121,7 +122,7 @@ const keep = `"$0" "$1" $2 >"$1.log" 2>&1 & echo $!; cat >/dev/null; kill -9 $!;
 // Start starts the server again, with what it has stored, and waits for it.
 func (s *Server) Start() {
 	s.t.Helper()
-	s.keeper = exec.Command("sh", "-c", keep, program, s.config(), s.option) //nolint:gosec,noctx // a program of ours; it ends with its input
+	s.keeper = exec.Command("sh", "-c", keep, program, s.config(), s.option) //nolint:gosec,noctx // ends with its input
 	var err error
 	if s.stdin, err = s.keeper.StdinPipe(); err != nil {
 		s.t.Fatal(err)

@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -144,8 +145,8 @@ func TestForeignMessages(t *testing.T) {
 	b := provisioned(t, url)
 	client := plain(t, url)
 	header := func(pairs ...string) (all []kgo.RecordHeader) {
-		for i := 0; i < len(pairs); i += 2 {
-			all = append(all, kgo.RecordHeader{Key: pairs[i], Value: []byte(pairs[i+1])})
+		for pair := range slices.Chunk(pairs, 2) {
+			all = append(all, kgo.RecordHeader{Key: pair[0], Value: []byte(pair[1])})
 		}
 		return all
 	}

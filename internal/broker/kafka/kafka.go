@@ -29,7 +29,7 @@ const (
 	partitionsDefault = 12
 	partitionsMax     = 1000
 	replicasMax       = 5
-	retentionMin      = time.Minute
+	retentionLeast    = time.Minute
 	requestTimeout    = 10 * time.Second
 	dialTimeout       = 5 * time.Second
 	retryFirst        = 50 * time.Millisecond
@@ -95,7 +95,7 @@ func read(a broker.Address) (s settings, err error) {
 	s.partitions, errs[1] = a.Number("partitions", partitionsMax)
 	s.partitions = cmp.Or(s.partitions, partitionsDefault)
 	s.replicas, errs[2] = a.Number("replicas", replicasMax)
-	s.retention, errs[3] = a.Retention(retentionMin)
+	s.retention, errs[3] = a.Retention(retentionLeast)
 	s.security, errs[4] = a.Security()
 	errs[5] = a.Choice("provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify)
 	errs[6] = a.Choice("gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap)

@@ -204,7 +204,9 @@ func (b *Broker) await(ctx context.Context, name string) error {
 			return err
 		}
 		found := metadata.Topics[name]
-		leaderless := slices.ContainsFunc(found.Partitions.Sorted(), func(p kadm.PartitionDetail) bool { return p.Err != nil || p.Leader < 0 })
+		leaderless := slices.ContainsFunc(found.Partitions.Sorted(), func(p kadm.PartitionDetail) bool {
+			return p.Err != nil || p.Leader < 0
+		})
 		if found.Err == nil && !leaderless {
 			return nil
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"postbus/internal/broker"
 	"postbus/internal/broker/brokertest"
+	"postbus/internal/kafkatest"
 )
 
 // next reads a batch, or fails.
@@ -305,4 +307,33 @@ func readInOrder(t *testing.T, b broker.Broker, n int) map[string]int {
 		t.Fatalf("read only %d of %d messages", len(seen), n)
 	}
 	return counts
+}
+
+// TestServerThatHangs: a reader that gets no answer says so after a while, and whoever stops does not wait for the brokers.
+func TestServerThatHangs(t *testing.T) {
+	t.Parallel()
+	server := kafkatest.Start(t, 2)
+	b := open(t, server.URL())
+	eventually(t, "a topic", func() bool { return b.Provision(t.Context(), "user") == nil })
+	publish(t, b, "k", 1)
+	r, err := b.Reader(t.Context(), "user", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next(t, r)
+	server.Signal(syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := r.Next(ctx); err == nil || ctx.Err() != nil {
+		t.Errorf("reading from brokers that hang: %v", err)
+	}
+	m := brokertest.New("k", 2)
+	m.SetContext(t.Context())
+	if err := b.Publisher().Publish("user", m); err == nil {
+		t.Error("published to brokers that hang")
+	}
+	began := time.Now()
+	if err := errors.Join(r.Close(), b.Close()); err != nil || time.Since(began) > 5*time.Second {
+		t.Errorf("closing took %s: %v", time.Since(began), err)
+	}
 }

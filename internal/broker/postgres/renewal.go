@@ -28,7 +28,7 @@ type renewal struct {
 }
 
 // renewTogether renews like renew, with those of other consumers. Where anything of this one's could not be had at once, or was
-// lost, or it is paused, it is renewed by itself: one consumer's lock does not keep the others from their leases.
+// lost, or it is paused or holds nothing, it is renewed by itself: one consumer's lock does not keep the others from their leases.
 func (h holder) renewTogether(ctx context.Context, shares []int16) (presence, error) {
 	r := &renewal{holder: h, shares: shares, done: make(chan struct{})}
 	h.log.renewals.ask(h.log, r)
@@ -125,7 +125,7 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 		var n, others int
 		_, err = pgx.ForEachRow(rows, []any{&owner, &n, &others}, func() error {
 			a := byOwner[owner]
-			a.whole, a.others = n == len(a.shares), others
+			a.whole, a.others = n > 0 && n == len(a.shares), others
 			return nil
 		})
 	}

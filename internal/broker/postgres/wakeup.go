@@ -215,11 +215,11 @@ type horizon struct {
 }
 
 // newHorizon reads a snapshot. So many ids had been given out from its xmax on.
-func newHorizon(snapshot string, given uint32) horizon {
+func newHorizon(snapshot string, given uint64) horizon {
 	_, rest, _ := strings.Cut(snapshot, ":")
 	xmax, list, _ := strings.Cut(rest, ":")
 	h := horizon{xmax: number(xmax)}
-	h.end = h.xmax + uint64(given)
+	h.end = h.xmax + given
 	if list != "" {
 		for id := range strings.SplitSeq(list, ",") {
 			h.listed = append(h.listed, number(id))
@@ -255,7 +255,7 @@ func (l *Log) look(ctx context.Context, topics []string, s *sights) error {
 	var snapshot, topic string
 	var given int32
 	var drawn *int64
-	now := sync.OnceValue(func() horizon { return newHorizon(snapshot, uint32(given)) }) // one for all rows
+	now := sync.OnceValue(func() horizon { return newHorizon(snapshot, uint64(max(given, 0))) }) // one for all rows
 	_, err = pgx.ForEachRow(rows, []any{&server, &snapshot, &given, &topic, &drawn}, func() error {
 		if strings.HasPrefix(topic, dueMark) || drawn == nil {
 			l.wakeup.signal(topic)

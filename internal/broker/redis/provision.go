@@ -68,7 +68,8 @@ func (b *Broker) provision(ctx context.Context, stream string) error {
 	case redis.HasErrorPrefix(err, "WRONGTYPE"):
 		return refuse("%s is not a stream; choose another prefix in the URL", stream)
 	case errors.Is(err, errNoMark), redis.HasErrorPrefix(err, errNoKey):
-		return refuse("there is no stream %s with a group %s; make it with: XGROUP CREATE %[1]s %[2]s %[3]s MKSTREAM", stream, group, newMark())
+		return refuse("there is no stream %s with a group %s; make it with: XGROUP CREATE %[1]s %[2]s %[3]s MKSTREAM",
+			stream, group, newMark())
 	}
 	return err
 }

@@ -108,7 +108,7 @@ func (r *reader) resume(ctx context.Context, stored string) error {
 		r.broker.logger.Error("the stream has lost its end, and is read again; what it had lost before that was read is to be sent "+
 			"again: move the relay back", slog.String("partition", r.partition))
 		r.passed = s.deleted
-		since := entryID{milliseconds: uint64(max(time.Now().Add(-rereadAge).UnixMilli(), 0))} //nolint:gosec // not negative
+		since := entryID{milliseconds: uint64(max(time.Now().Add(-rereadAge).UnixMilli(), 0))}
 		switch {
 		case since.compare(s.last) >= 0:
 			r.last, r.number = s.last, s.added

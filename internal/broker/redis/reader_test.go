@@ -142,42 +142,44 @@ func TestGapWhileReading(t *testing.T) {
 			client.XDel(t.Context(), key, client.XRange(t.Context(), key, "-", "+").Val()[events-10].ID)
 		},
 	} {
-		url := server.URL() + "?prefix=" + name
-		b := provisioned(t, url)
-		pipeline := client.Pipeline()
-		for n := range events {
-			pipeline.XAdd(t.Context(), &driver.XAddArgs{Stream: name + ":user", Values: []string{"id", fmt.Sprint(n)}})
-		}
-		if _, err := pipeline.Exec(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		r, err := b.Reader(t.Context(), "user", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
-		defer cancel()
-		read := 0
-		for err == nil {
-			var batch broker.Batch
-			batch, err = r.Next(ctx)
-			for _, m := range batch.Messages {
-				if m.UUID != fmt.Sprint(read) {
-					t.Fatalf("%s: read %s after %d", name, m.UUID, read)
+		t.Run(name, func(t *testing.T) {
+			url := server.URL() + "?prefix=" + name
+			b := provisioned(t, url)
+			pipeline := client.Pipeline()
+			for n := range events {
+				pipeline.XAdd(t.Context(), &driver.XAddArgs{Stream: name + ":user", Values: []string{"id", fmt.Sprint(n)}})
+			}
+			if _, err := pipeline.Exec(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			r, err := b.Reader(t.Context(), "user", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
+			defer cancel()
+			read := 0
+			for err == nil {
+				var batch broker.Batch
+				batch, err = r.Next(ctx)
+				for _, m := range batch.Messages {
+					if m.UUID != fmt.Sprint(read) {
+						t.Fatalf("read %s after %d", m.UUID, read)
+					}
+					read++
 				}
-				read++
+				if read == len(batch.Messages) { // it was the first
+					remove(name + ":user")
+				}
 			}
-			if read == len(batch.Messages) { // it was the first
-				remove(name + ":user")
+			var gap *broker.GapError
+			if !errors.As(err, &gap) || gap.Events == 0 || read < batchMax {
+				t.Errorf("read %d, then %v", read, err)
 			}
-		}
-		var gap *broker.GapError
-		if !errors.As(err, &gap) || gap.Events == 0 || read < batchMax {
-			t.Errorf("%s: read %d, then %v", name, read, err)
-		}
-		_ = r.Close()
-		left := int(client.XLen(t.Context(), name+":user").Val())
-		brokertest.Read(t, provisioned(t, url+"&gap=skip"), "user", nil, left)
+			_ = r.Close()
+			left := int(client.XLen(t.Context(), name+":user").Val())
+			brokertest.Read(t, provisioned(t, url+"&gap=skip"), "user", nil, left)
+		})
 	}
 }
 

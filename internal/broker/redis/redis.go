@@ -27,7 +27,7 @@ const (
 	defaultPort    = "6379"
 	databaseMax    = 1 << 20
 	replicasMax    = 5
-	retentionMin   = time.Minute
+	retentionLeast = time.Minute
 	dialTimeout    = 3 * time.Second
 	requestTimeout = 5 * time.Second
 )
@@ -80,7 +80,7 @@ func read(a broker.Address) (s settings, err error) {
 	s.prefix, errs[1] = a.Prefix()
 	s.durability, errs[2] = parseDurability(a.Parameter(durabilityParameter, string(always)))
 	s.replicas, errs[3] = a.Number("replicas", replicasMax)
-	s.retention, errs[4] = a.Retention(retentionMin)
+	s.retention, errs[4] = a.Retention(retentionLeast)
 	s.security, errs[5] = a.Security()
 	errs[6] = a.Choice("provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify)
 	errs[7] = a.Choice("gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap)
