@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -266,6 +267,47 @@ func TestChangeOfRunningConsumers(t *testing.T) {
 	if got := len(in.all()) + len(other.all()); got != len(all) || len(wrong.all()) > 0 {
 		t.Errorf("%d were delivered, want %d; the wrong relay got %v", got, len(all), wrong.all())
 	}
+}
+
+// TestCommitsDoNotWaitForAChange that has begun and cannot end.
+func TestCommitsDoNotWaitForAChange(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	publish(t, l.app, event("a", 1))
+	tx, err := l.app.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), `insert into inbound.intakes (topic) values ('user')`); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.app.HandOver(context.Background(), l.inbound, relayOfUsers, "one")
+		ended <- err
+	}()
+	eventually(t, "the change to wait for a lock", func() bool {
+		var waits bool
+		err := l.app.pool.QueryRow(t.Context(), `select exists (select from pg_locks where not granted and locktype = 'transactionid'
+			and pid in (select pid from pg_stat_activity where datname = current_database()))`).Scan(&waits)
+		return err == nil && waits
+	})
+	later := eventsOf("a", 2, 3)
+	publish(t, l.app, later...)
+	select {
+	case err := <-ended:
+		t.Fatalf("the change has ended: %v", err)
+	default:
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	relay, _ := l.relays("one")
+	l.want(relay, later...)
 }
 
 // TestBrokerThatIsAwayIsLeft: a relay that cannot finish what it publishes does not hold the consumers where nothing comes.
