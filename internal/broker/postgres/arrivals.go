@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
@@ -21,6 +23,8 @@ import (
 // One process reads a topic, so that its events are stored in the order in which they were read. Whoever stores a batch
 // has the topic for as long as a lease from then on; nobody else may, and whoever read an older version of the row may not
 // either. So an idle topic is nobody's and costs nothing. It is the version that keeps two processes apart, not the clock.
+// A server that takes another's place may give a version out again, so Store names the server too (server.go), and where the
+// partition was to be read on: what was read from elsewhere than the stored place leaves a gap.
 
 // Intake is a process's part in what arrives of one topic. It is for one goroutine.
 type Intake struct {
@@ -29,6 +33,8 @@ type Intake struct {
 	owner   string
 	broker  string
 	version int64
+	server  time.Time         // that the version was read on
+	stored  map[string]string // how far each partition is stored there
 	// Places are where the topic's partitions are to be read on, as Store was told.
 	Places map[string]string
 	// Taken tells that another process is storing what arrives.
@@ -45,9 +51,9 @@ func (l *Log) Intake(ctx context.Context, topic, owner, identity string) (*Intak
 	i := &Intake{log: l, topic: topic, owner: owner, broker: identity}
 	var places []byte
 	read := func() error {
-		return l.pool.QueryRow(ctx, `SELECT version, places,
-			broker <> $3 OR coalesce(owner <> $2 AND lease_until > clock_timestamp(), false)
-			FROM `+l.table("intakes")+` WHERE topic = $1`, topic, owner, identity).Scan(&i.version, &places, &i.Taken)
+		return l.pool.QueryRow(ctx, `SELECT pg_postmaster_start_time(), version, places,
+				broker <> $3 OR coalesce(owner <> $2 AND lease_until > clock_timestamp(), false)
+			FROM `+l.table("intakes")+` WHERE topic = $1`, topic, owner, identity).Scan(&i.server, &i.version, &places, &i.Taken)
 	}
 	err := read()
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -62,12 +68,14 @@ func (l *Log) Intake(ctx context.Context, topic, owner, identity string) (*Intak
 	if err != nil {
 		return nil, fmt.Errorf("read intake of topic %s: %w", topic, err)
 	}
+	i.stored = maps.Clone(i.Places)
 	return i, nil
 }
 
 // Store appends the messages that are new to the topic, in their order, and notes that the partition is to be read on at
 // place, in one transaction. It returns how many were new, and ErrIntakeTaken, having stored nothing, when another process
-// is at it. After any error the intake is of no use.
+// is at it, or has been. It fails when the server was started anew or replaced since the intake was read. After any error the
+// intake is of no use.
 func (i *Intake) Store(ctx context.Context, partition, place string, messages []*message.Message) (fresh int, err error) {
 	a, err := arrived(messages)
 	if err != nil {
@@ -75,12 +83,17 @@ func (i *Intake) Store(ctx context.Context, partition, place string, messages []
 	}
 	moved := false
 	l := i.log
+	var before *string // nil for a partition that nothing was read of
+	if stored, ok := i.stored[partition]; ok {
+		before = &stored
+	}
 	// The topic's rows are written last: their transaction has its id by then, and whoever has the row of intakes goes first.
 	err = l.pool.QueryRow(ctx, `WITH
 		moved AS (
 			UPDATE `+l.table("intakes")+` SET version = version + 1, owner = $3, lease_until = clock_timestamp() + $4,
 				places = places || jsonb_build_object($5::text, $6::text), moved_at = clock_timestamp()
 			WHERE topic = $1 AND version = $2 AND broker = $11 AND (owner IS NULL OR owner = $3 OR lease_until < clock_timestamp())
+				AND places ->> $5 IS NOT DISTINCT FROM $12::text AND `+l.sameServer("$13", "NULL")+`
 			RETURNING topic),
 		incoming AS (
 			SELECT * FROM unnest($7::smallint[], $8::uuid[], $9::text[], $10::bytea[])
@@ -95,7 +108,7 @@ func (i *Intake) Store(ctx context.Context, partition, place string, messages []
 			RETURNING 1)
 		SELECT EXISTS (SELECT FROM moved), (SELECT count(*) FROM stored)`,
 		i.topic, i.version, i.owner, l.config.Lease, partition, place, a.slots, a.ids, a.metadata, a.payloads,
-		i.broker).Scan(&moved, &fresh)
+		i.broker, before, i.server).Scan(&moved, &fresh)
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("store arrivals of topic %s: %w", i.topic, err)
@@ -103,6 +116,7 @@ func (i *Intake) Store(ctx context.Context, partition, place string, messages []
 		return 0, ErrIntakeTaken
 	}
 	i.version++
+	i.stored[partition] = place
 	if fresh > 0 {
 		l.Wake(i.topic)
 	}

@@ -69,7 +69,9 @@ func TestOneProcessStoresWhatArrives(t *testing.T) {
 	}
 	refused(second) // it does so all the same
 	execute(t, l, `update postbus.intakes set lease_until = now() - interval '1 second'`)
-	refused(&Intake{log: l, topic: "user", owner: "second", version: 0})
+	older := *second
+	older.version = 0
+	refused(&older)
 	second = intake(t, l, "second")
 	if second.Taken || second.Places["p"] != "1" {
 		t.Errorf("after its lease: %+v", second)
@@ -80,6 +82,33 @@ func TestOneProcessStoresWhatArrives(t *testing.T) {
 	if err := l.pool.QueryRow(t.Context(), `select count(*) from postbus.topic_user`).Scan(&n); err != nil || n != 2 {
 		t.Errorf("%d events are stored, %v", n, err)
 	}
+}
+
+// TestArrivalsOfAnotherServer: an intake that was read on another server stores nothing, and neither does one whose version was
+// given out again with other places.
+func TestArrivalsOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{})
+	arrive(t, intake(t, l, "first"), "1", 1, event("k", 1))
+	again := []*message.Message{event("k", 2)}
+	elsewhere := intake(t, l, "first")
+	elsewhere.server = elsewhere.server.Add(-time.Microsecond)
+	if _, err := elsewhere.Store(t.Context(), "p", "2", again); !hasCode(err, codeOtherServer) {
+		t.Errorf("of another server: %v", err)
+	}
+	before := intake(t, l, "first")
+	execute(t, l, `update postbus.intakes set places = '{"p": "7", "q": "1"}'`)
+	for _, partition := range []string{"p", "q"} {
+		if n, err := before.Store(t.Context(), partition, "8", again); !errors.Is(err, ErrIntakeTaken) || n != 0 {
+			t.Errorf("of partition %s from another place: %d were stored, %v", partition, n, err)
+		}
+	}
+	if n := countRows(t, l); n != 1 {
+		t.Errorf("%d events are stored", n)
+	}
+	now := intake(t, l, "first")
+	arrive(t, now, "8", 1, again...)
+	arrive(t, now, "9", 1, event("k", 3))
 }
 
 // TestArrivalsOfOthers: an event whose id is no UUID has one that is the same each time, and another for another source.

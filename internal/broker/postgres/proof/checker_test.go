@@ -94,7 +94,7 @@ func check(committed map[string]event, deliveries []*delivery, faults []fault) *
 			continue
 		}
 		handled[d.id] = handled[d.id] || d.done()
-		if d.key != noKey {
+		if isKey(d.key) {
 			keys[d.key] = append(keys[d.key], d)
 		}
 		if p := previous[d.id]; p != nil {

@@ -27,7 +27,7 @@ var brokenBuilds = map[string]broken{
 		file:   "reader.go",
 		right:  `if from.position < from.floor {`,
 		wrong:  `if false {`, // rows that become visible behind the place are not looked for
-		faults: "restart", length: "3s",
+		faults: "restart", length: "5s",
 		finding: `lost [1-9]`,
 	},
 	"checkpoint before acknowledgement": {
@@ -35,7 +35,7 @@ var brokenBuilds = map[string]broken{
 		right: `place: s.track.place,`,
 		// beyond all that was read
 		wrong:  `place: func() place { if o := s.track.open; len(o) > 0 { return o[len(o)-1].after }; return s.track.place }(),`,
-		faults: "kill", length: "30s",
+		faults: "slow", length: "10s",
 		finding: `lost [1-9]`,
 	},
 	"no epoch in the checkpoint": {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,6 +30,8 @@ const (
 	lease = 1500 * time.Millisecond
 	// refusalsEvery is how rarely a reader refuses a message once, where it does so at all.
 	refusalsEvery = 40
+	// slow is how long a handler takes that takes long: the place lags behind by as much, well within lag.
+	slow = 500 * time.Millisecond
 )
 
 type readerConfig struct {
@@ -131,6 +134,9 @@ func (r *reader) handle(m *message.Message) {
 	busy := rand.N(4 * time.Millisecond)
 	if rand.IntN(100) == 0 {
 		busy = 50 * time.Millisecond
+	}
+	if strings.HasPrefix(string(m.Payload), slowNoKey) {
+		busy = slow
 	}
 	<-time.After(busy)
 	if r.refuses(m.UUID) {

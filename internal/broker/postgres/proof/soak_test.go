@@ -135,7 +135,7 @@ func soak(t *testing.T, seed uint64, length time.Duration) {
 // breakThings lets each kind of fault happen once, and then any, until the time is up or something is wrong.
 func (w *world) breakThings(random *rand.Rand, deadline time.Time) {
 	kinds := map[string]func(*rand.Rand){
-		"kill": w.killOne, "pause": w.pauseOne, "restart": w.restartOne,
+		"kill": w.killOne, "slow": w.killWhileSlow, "pause": w.pauseOne, "restart": w.restartOne,
 		"cut": w.cutSessions, "heirs": w.holdThenKillHeirs, "crash": w.crashPostgres,
 	}
 	names := slices.Sorted(maps.Keys(kinds))
@@ -186,12 +186,64 @@ func (w *world) blame(what, process string, from time.Time) {
 }
 
 func (w *world) killOne(random *rand.Rand) {
-	p := w.any(random)
-	if p == nil {
-		return
+	if p := w.any(random); p != nil {
+		w.kill(p)
+		w.start(p.config.Consumer)
 	}
+}
+
+// killWhileSlow is the worst moment for a kill: the process has stored how far it has come while a handler is not done with an
+// event. The place must not have passed that.
+func (w *world) killWhileSlow(random *rand.Rand) {
+	p := w.awaitSlow([]string{shared, alone}[random.IntN(2)])
 	w.kill(p)
 	w.start(p.config.Consumer)
+}
+
+// awaitSlow writes an event that takes long, behind some that do not, and returns the process that has it with a handler when
+// that has stored how far it has come.
+func (w *world) awaitSlow(consumer string) *process {
+	w.t.Helper()
+	w.awaitSpread()
+	for _, p := range w.readers {
+		if p.config.Consumer == consumer {
+			w.awaitCheckpoint(p) // the first one takes longer
+		}
+	}
+	from := time.Now()
+	w.writers.commit(w.t, oneSlow)
+	var name string
+	await(w.t, "the slow event", func() bool {
+		w.readDeliveries()
+		for _, d := range w.deliveries()[consumer] {
+			if d.key == slowNoKey && d.began.After(from) {
+				name = d.process
+				return true
+			}
+		}
+		return false
+	})
+	p := w.readers[slices.IndexFunc(w.readers, func(p *process) bool { return p.name == name })]
+	jam := p.wire.hold()
+	select {
+	case <-jam.began:
+		p.wire.release()
+		w.awaitSignal("the checkpoint to arrive", jam.arrived)
+	case <-time.After(slow * 3 / 5): // it had stored that before, and has nothing to store now
+		p.wire.release()
+	}
+	return p
+}
+
+// awaitCheckpoint waits until a process has stored something more.
+func (w *world) awaitCheckpoint(p *process) {
+	w.t.Helper()
+	jam := p.wire.hold()
+	release := sync.OnceFunc(p.wire.release)
+	defer release()
+	w.awaitSignal("a checkpoint of "+p.name, jam.began)
+	release()
+	w.awaitSignal("the checkpoint to arrive", jam.arrived)
 }
 
 func (w *world) kill(p *process) {
@@ -242,10 +294,7 @@ func (w *world) resume(now time.Time) {
 // they had stored. They are killed when nothing is left to store, which is no reason for a repeat.
 func (w *world) holdThenKillHeirs(random *rand.Rand) {
 	w.t.Helper()
-	w.resume(time.Now().Add(time.Hour))
-	w.awaitOwners("the shares to be spread", func(owners map[string]int) bool {
-		return len(owners) == sharedCount && slices.Max(slices.Collect(maps.Values(owners))) <= fairCount
-	})
+	w.awaitSpread()
 	heirs := slices.DeleteFunc(slices.Clone(w.readers), func(p *process) bool { return p.config.Consumer != shared })
 	i := random.IntN(len(heirs))
 	p := heirs[i]
@@ -259,7 +308,7 @@ func (w *world) holdThenKillHeirs(random *rand.Rand) {
 	w.writers.pause.Lock()
 	defer w.writers.pause.Unlock()
 	w.awaitOwners("the heirs to take over", func(owners map[string]int) bool { return !p.ownsAny(owners) })
-	w.writers.write(everyShare)
+	w.writers.commit(w.t, everyShare)
 	await(w.t, "everything to be stored", func() bool { return w.stored(shared) })
 	for _, heir := range heirs {
 		heir.kill()
@@ -282,6 +331,15 @@ const (
 	shareCount = 16
 	fairCount  = (shareCount + sharedCount - 1) / sharedCount
 )
+
+// awaitSpread has all processes go on and waits until those that share a consumer have given up and claimed what they will.
+func (w *world) awaitSpread() {
+	w.t.Helper()
+	w.resume(time.Now().Add(time.Hour))
+	w.awaitOwners("the shares to be spread", func(owners map[string]int) bool {
+		return len(owners) == sharedCount && slices.Max(slices.Collect(maps.Values(owners))) <= fairCount
+	})
+}
 
 // awaitOwners waits until somebody has each share of the shared consumer, and so as is wanted.
 func (w *world) awaitOwners(what string, as func(owners map[string]int) bool) {

@@ -25,8 +25,12 @@ const aggregates = `
 const (
 	writerCount = 8
 	keyCount    = 24
-	noKey       = "-" // events of no aggregate
+	noKey       = "-"    // events of no aggregate
+	slowNoKey   = "slow" // those that take a handler long
 )
+
+// isKey tells whether events are an aggregate's, and come in order.
+func isKey(key string) bool { return key != noKey && key != slowNoKey }
 
 // event is what the checker knows an event by. The events of a key have the numbers 1, 2, 3…
 type event struct {
@@ -123,21 +127,24 @@ func newPlan(random *rand.Rand) plan {
 // everyShare is a transaction with events of all shares.
 var everyShare = plan{keys: []string{noKey}, each: 700}
 
-// write runs one transaction to whichever end.
-func (w *writers) write(p plan) {
+// oneSlow is a transaction with an event that takes long, and others before it that do not, some of them of every process.
+var oneSlow = plan{keys: append(slices.Repeat([]string{noKey}, 50), slowNoKey), each: 1}
+
+// write runs one transaction to whichever end, and tells whether that was a commit, as far as is known.
+func (w *writers) write(p plan) (committed bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	id := uuid.New()
 	tx, err := w.pool.Begin(ctx)
 	if err != nil {
 		wait(50 * time.Millisecond) // Postgres is away
-		return
+		return false
 	}
 	events, err := w.fill(ctx, tx, id, p)
 	if err != nil || p.rollsBack {
 		_ = tx.Rollback(ctx)
 		w.note(func() { w.count.rolledBack++ })
-		return
+		return false
 	}
 	err = tx.Commit(ctx)
 	w.log.Wake(topic) // reaches no reader, all are other processes; it must do no harm
@@ -153,6 +160,13 @@ func (w *writers) write(p plan) {
 			w.unknown[id] = events
 		}
 	})
+	return err == nil
+}
+
+// commit runs a transaction until it commits: sessions may have been cut.
+func (w *writers) commit(t *testing.T, p plan) {
+	t.Helper()
+	await(t, "a transaction to commit", func() bool { return w.write(p) })
 }
 
 func (w *writers) note(f func()) {
@@ -182,7 +196,7 @@ func (w *writers) fill(ctx context.Context, tx pgx.Tx, id uuid.UUID, p plan) ([]
 	batch := &pgx.Batch{}
 	for _, key := range p.keys {
 		last := p.each
-		if key != noKey {
+		if isKey(key) {
 			err := tx.QueryRow(ctx, `UPDATE aggregate SET n = n + $2 WHERE key = $1 RETURNING n`, key, p.each).Scan(&last)
 			if err != nil {
 				return nil, err
@@ -192,7 +206,7 @@ func (w *writers) fill(ctx context.Context, tx pgx.Tx, id uuid.UUID, p plan) ([]
 		for n := last - p.each + 1; n <= last; n++ {
 			e := event{id: uuid.NewString(), key: key, n: n}
 			m := message.NewMessage(e.id, fmt.Appendf(nil, "%s %d", key, n))
-			if key != noKey {
+			if isKey(key) {
 				m.Metadata.Set("partitionkey", key)
 			}
 			events, messages = append(events, e), append(messages, m)
