@@ -45,7 +45,8 @@ func (l *Log) Intake(ctx context.Context, topic, owner, identity string) (*Intak
 	i := &Intake{log: l, topic: topic, owner: owner, broker: identity}
 	var places []byte
 	read := func() error {
-		return l.pool.QueryRow(ctx, `SELECT version, places, broker <> $3 OR coalesce(owner <> $2 AND lease_until > clock_timestamp(), false)
+		return l.pool.QueryRow(ctx, `SELECT version, places,
+			broker <> $3 OR coalesce(owner <> $2 AND lease_until > clock_timestamp(), false)
 			FROM `+l.table("intakes")+` WHERE topic = $1`, topic, owner, identity).Scan(&i.version, &places, &i.Taken)
 	}
 	err := read()
