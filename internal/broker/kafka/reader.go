@@ -225,16 +225,16 @@ func (r *reader) poll(ctx context.Context) {
 	polling, cancel := context.WithDeadline(ctx, r.looked.Add(lookEvery))
 	defer cancel()
 	fetches := r.client.PollFetches(polling)
+	failed := make(map[int32]bool)
 	for _, e := range fetches.Errors() {
 		if polling.Err() == nil || !errors.Is(e.Err, polling.Err()) { // which is the driver's word that it was interrupted
 			r.fail(fmt.Errorf("partition %d: %w", e.Partition, e.Err))
+			failed[e.Partition] = true
 		}
 	}
-	if r.failed != nil { // what has come with it may be from behind what is lost
-		return
-	}
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-		if len(p.Records) > 0 && r.failed == nil {
+		// What has come with an error may be from behind what is lost. The other partitions go on: the next reader may meet it again.
+		if len(p.Records) > 0 && !failed[p.Partition] {
 			r.fail(r.take(ctx, p.Partition, p.Records))
 		}
 	})
