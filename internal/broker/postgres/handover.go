@@ -425,10 +425,13 @@ func lockForChange(ctx context.Context, tx pgx.Tx, logs []*Log, topics []string)
 	return nil
 }
 
-// pause has the processes give the shares of the topics' consumers up and claim none, for as long.
+// pause has the processes give the shares of the topics' consumers up and claim none, for as long. Consumers that somebody changes at
+// this moment are left out: two changes would wait for each other's.
 func (l *Log) pause(ctx context.Context, topics []string, d time.Duration) error {
-	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+` 
-		SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END WHERE topic = ANY ($1) AND handed_over IS NULL`, topics, d)
+	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+`
+		SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END
+		WHERE consumer IN (SELECT consumer FROM `+l.table("consumers")+` WHERE topic = ANY ($1) AND handed_over IS NULL
+			FOR NO KEY UPDATE SKIP LOCKED)`, topics, d)
 	if err != nil {
 		return fmt.Errorf("pause consumers: %w", err)
 	}

@@ -467,3 +467,28 @@ func TestRelayIsNotMovedBeforeItsBeginning(t *testing.T) {
 		t.Errorf("now: %d wait, %v", m.After.Waiting, err)
 	}
 }
+
+// TestPauseWaitsForNobody: two commands at once, or several programs at their first start, do not wait for each other's consumers.
+func TestPauseWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "first", "second")
+	tx, err := l.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), `update postbus.consumers set paused_until = null where consumer = 'second'`); err != nil {
+		t.Fatal(err)
+	}
+	paused := make(chan error, 1)
+	go func() { paused <- l.pause(t.Context(), []string{"user"}, pauseFor) }()
+	select {
+	case err := <-paused:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Second): // it has the first, and wants the second
+		_, err := tx.Exec(t.Context(), `update postbus.consumers set paused_until = null where consumer = 'first'`)
+		t.Errorf("it waits; who has changed one consumer, and goes on to the next: %v; it: %v", err, <-paused)
+	}
+}
