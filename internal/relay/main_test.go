@@ -160,7 +160,7 @@ func change(ctx context.Context, to string, out, in *postgres.Log, identity stri
 	if to == "to" {
 		c, err = out.HandOver(ctx, in, relay.Subscriptions([]string{topic}), identity)
 	} else {
-		c, err = out.TakeBack(ctx, in, relay.Subscriptions([]string{topic}))
+		c, err = out.TakeBack(ctx, in)
 	}
 	_, _ = fmt.Fprintf(os.Stderr, "%s: %+v, %v\n", to, c, err)
 	return err

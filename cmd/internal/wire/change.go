@@ -28,7 +28,7 @@ const (
 // JoinBroker has the consumers read what the broker brings from one moment on, or says what they would take along. Programs go on
 // meanwhile. Then it watches until what was committed in the first moments has arrived.
 func (b *Backbone) JoinBroker(ctx context.Context, out io.Writer, apply bool) error {
-	if b.broker.over {
+	if b.broker.over && !apply {
 		return say(out, "the consumers read over %s\n", b.broker.identity)
 	}
 	types, err := catalogue()
@@ -88,9 +88,8 @@ func (b *Backbone) watchArrivals(ctx context.Context, out io.Writer, relays []po
 // LeaveBroker has the consumers read the application's log again from one moment on, or says what they would take along. Programs
 // go on meanwhile, and the broker is not needed.
 func LeaveBroker(ctx context.Context, c config.Config, out io.Writer, logger *slog.Logger, tell func(string)) (err error) {
-	all, err1 := consumers(new(account.Service)) // which handles nothing here
-	types, err2 := catalogue()
-	if err := errors.Join(err1, err2); err != nil {
+	all, err := consumers(new(account.Service)) // which handles nothing here
+	if err != nil {
 		return err
 	}
 	b := &Backbone{logger: logger, consumers: all}
@@ -107,7 +106,7 @@ func LeaveBroker(ctx context.Context, c config.Config, out io.Writer, logger *sl
 	if !c.Apply {
 		return b.tellLeft(ctx, out, b.broker.inbound)
 	}
-	done, err := b.log.TakeBack(ctx, b.broker.inbound, relay.Subscriptions(types.Topics()))
+	done, err := b.log.TakeBack(ctx, b.broker.inbound)
 	if err != nil {
 		return b.explainChange(err)
 	}

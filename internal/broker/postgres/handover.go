@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -88,17 +89,17 @@ func (l *Log) readsOver(ctx context.Context, db rowQuerier) (identity string, ov
 // moment. The other log has the topics; its Config.Inbox is this log's schema, or effects may come twice.
 //
 // The identity, that of a broker.Kind, says which broker the relays publish to. Where consumers read from another one already
-// nothing is changed, and an *OtherBrokerError returned; where from this one, nothing is to do. It returns an *UnfinishedError,
-// having changed nothing, when a handler does not end or more is left than is taken along.
+// nothing is changed, and an *OtherBrokerError returned; with topics that are handed over to this one already, nothing is to do. It
+// returns an *UnfinishedError, having changed nothing, when a handler does not end or more is left than is taken along.
 func (l *Log) HandOver(ctx context.Context, to *Log, relays []Subscription, identity string) (c Change, err error) {
+	if relays, err = l.unseated(ctx, l.pool, relays, identity); err != nil || len(relays) == 0 {
+		return Change{}, err
+	}
 	err = l.quietly(ctx, to, relays, func(tx pgx.Tx) error {
 		c = Change{}
-		reads, over, err := l.readsOver(ctx, tx)
-		switch {
-		case err != nil || over && reads == identity:
+		relays, err := l.unseated(ctx, tx, relays, identity)
+		if err != nil {
 			return err
-		case over:
-			return &OtherBrokerError{Broker: reads}
 		}
 		for _, r := range relays {
 			p, err := l.place(ctx, tx, r.Topic, Spot{})
@@ -132,6 +133,22 @@ func (l *Log) HandOver(ctx context.Context, to *Log, relays []Subscription, iden
 	return c, nil
 }
 
+// unseated returns the relays that are yet to be made, unless the consumers read over another broker (*OtherBrokerError).
+func (l *Log) unseated(ctx context.Context, db querier, relays []Subscription, identity string) ([]Subscription, error) {
+	reads, over, err := l.readsOver(ctx, db)
+	switch {
+	case err != nil:
+		return nil, err
+	case over && reads != identity:
+		return nil, &OtherBrokerError{Broker: reads}
+	}
+	seated, err := l.subscriptionsWhere(ctx, db, `since IS NOT NULL`)
+	if err != nil {
+		return nil, fmt.Errorf("look which topics are handed over: %w", err)
+	}
+	return slices.DeleteFunc(slices.Clone(relays), func(r Subscription) bool { return slices.Contains(seated, r) }), nil
+}
+
 // handOver moves one consumer, with what it has not handled of what the snapshot sees.
 func (l *Log) handOver(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, upTo string, begin place, identity string) (int, error) {
 	if err := to.admit(ctx, tx, s); err != nil {
@@ -147,16 +164,27 @@ func (l *Log) handOver(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, 
 	return n, l.dismiss(ctx, tx, s.Consumer, upTo, &identity)
 }
 
-// TakeBack undoes HandOver: from one moment on the consumers read this log again, and the relays are gone. It takes along what
-// had arrived and was not handled, and what was sent and had not arrived: it is looked for, event by event. What the relays
-// had yet to send is read here. The broker is not needed. Applications may commit, and consumers and relays run
-// meanwhile; these stand still for a moment. It returns an *UnfinishedError as HandOver does. Where nothing was handed over
-// nothing is to do.
-func (l *Log) TakeBack(ctx context.Context, from *Log, relays []Subscription) (c Change, err error) {
+// TakeBack undoes HandOver, for all topics that were handed over: from one moment on the consumers read this log again, and the
+// relays are gone. It takes along what had arrived and was not handled, and what was sent and had not arrived: it is looked for,
+// event by event. What the relays had yet to send is read here. The broker is not needed. Applications may commit, and consumers
+// and relays run meanwhile; these stand still for a moment. It returns an *UnfinishedError as HandOver does. Where nothing was
+// handed over nothing is to do.
+func (l *Log) TakeBack(ctx context.Context, from *Log) (c Change, err error) {
+	relays, err := l.subscriptionsWhere(ctx, l.pool, `since IS NOT NULL`)
+	if err != nil {
+		return Change{}, fmt.Errorf("take consumers back: look which topics were handed over: %w", err)
+	}
+	if len(relays) == 0 {
+		return Change{}, nil
+	}
 	err = l.quietly(ctx, from, relays, func(tx pgx.Tx) error {
 		c = Change{}
-		if _, over, err := l.readsOver(ctx, tx); err != nil || !over {
+		now, err := l.subscriptionsWhere(ctx, tx, `since IS NOT NULL`)
+		switch {
+		case err != nil || len(now) == 0: // somebody else was faster
 			return err
+		case !slices.Equal(now, relays):
+			return errors.New("a topic was added at this moment; say it again")
 		}
 		for _, r := range relays {
 			if err := from.closeIntake(ctx, tx, r.Topic); err != nil {
@@ -216,7 +244,8 @@ func (l *Log) takeBack(ctx context.Context, tx pgx.Tx, from *Log, s, relay Subsc
 }
 
 // ProvisionOver is Provision for consumers that were handed over to the broker of that identity: what is new begins in the other
-// log. It also makes relays of topics that are new. It reports false, having done nothing, when the consumers read this log, and
+// log. It also makes relays of topics that are new; one whose consumers read this log, since whoever handed the others over did not
+// know it, is left as it is until HandOver is called. It reports false, having done nothing, when the consumers read this log, and
 // returns an *OtherBrokerError.
 func (l *Log) ProvisionOver(ctx context.Context, to *Log, consumers, relays []Subscription, identity string) (over bool, err error) {
 	err = l.change(ctx, func(tx pgx.Tx) error {
@@ -236,13 +265,23 @@ func (l *Log) ProvisionOver(ctx context.Context, to *Log, consumers, relays []Su
 				return err
 			}
 		}
+		stay := make(map[string]bool) // topics
 		for _, r := range relays {
-			if err := l.addRelay(ctx, tx, to, r, identity); err != nil {
+			here, err := l.consumersOf(ctx, tx, r)
+			if err == nil && len(here) == 0 {
+				err = l.addRelay(ctx, tx, to, r, identity)
+			}
+			if err != nil {
 				return err
 			}
+			stay[r.Topic] = len(here) > 0
 		}
 		for _, s := range consumers {
-			if _, err := to.provisionConsumer(ctx, tx, s); err != nil {
+			at := to
+			if stay[s.Topic] {
+				at = l
+			}
+			if _, err := at.provisionConsumer(ctx, tx, s); err != nil {
 				return err
 			}
 		}
@@ -299,8 +338,18 @@ func (l *Log) notBefore(ctx context.Context, tx pgx.Tx, consumer string, p place
 
 // consumersOf are the consumers of a relay's topic that have shares here, but for the relay.
 func (l *Log) consumersOf(ctx context.Context, tx pgx.Tx, relay Subscription) ([]Subscription, error) {
-	rows, err := tx.Query(ctx, `SELECT consumer, topic FROM `+l.table("consumers")+` AS c WHERE topic = $1 AND consumer <> $2
-		AND EXISTS (SELECT FROM `+l.table("consumer_shares")+` AS s WHERE s.consumer = c.consumer) ORDER BY 1`, relay.Topic, relay.Consumer)
+	return l.subscriptionsWhere(ctx, tx, `topic = $1 AND consumer <> $2
+		AND EXISTS (SELECT FROM `+l.table("consumer_shares")+` AS s WHERE s.consumer = c.consumer)`, relay.Topic, relay.Consumer)
+}
+
+type querier interface {
+	rowQuerier
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// subscriptionsWhere are the consumers c that the condition is true of, by name.
+func (l *Log) subscriptionsWhere(ctx context.Context, db querier, condition string, args ...any) ([]Subscription, error) {
+	rows, err := db.Query(ctx, `SELECT consumer, topic FROM `+l.table("consumers")+` AS c WHERE `+condition+` ORDER BY 1`, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -425,10 +474,13 @@ func lockForChange(ctx context.Context, tx pgx.Tx, logs []*Log, topics []string)
 	return nil
 }
 
-// pause has the processes give the shares of the topics' consumers up and claim none, for as long.
+// pause has the processes give the shares of the topics' consumers up and claim none, for as long. Consumers that somebody changes at
+// this moment are left out: two changes would wait for each other's.
 func (l *Log) pause(ctx context.Context, topics []string, d time.Duration) error {
-	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+` 
-		SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END WHERE topic = ANY ($1) AND handed_over IS NULL`, topics, d)
+	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+`
+		SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END
+		WHERE consumer IN (SELECT consumer FROM `+l.table("consumers")+` WHERE topic = ANY ($1) AND handed_over IS NULL
+			FOR NO KEY UPDATE SKIP LOCKED)`, topics, d)
 	if err != nil {
 		return fmt.Errorf("pause consumers: %w", err)
 	}

@@ -46,7 +46,7 @@ func (l twoLogs) handOver() Change {
 
 func (l twoLogs) takeBack() Change {
 	l.Helper()
-	c, err := l.app.TakeBack(l.Context(), l.inbound, relayOfUsers)
+	c, err := l.app.TakeBack(l.Context(), l.inbound)
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -465,5 +465,72 @@ func TestRelayIsNotMovedBeforeItsBeginning(t *testing.T) {
 	}
 	if m, err := l.app.Move(t.Context(), relayOfUsers[0], Spot{}, true); err != nil || m.After.Waiting != 0 {
 		t.Errorf("now: %d wait, %v", m.After.Waiting, err)
+	}
+}
+
+// TestTopicsThatOnlySomeProgramsHave: what another version hands over leaves its own topics' consumers where they are, whole; said
+// again it takes them along. Taken back are all, also those of a topic that the program does not have.
+func TestTopicsThatOnlySomeProgramsHave(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	counter := Subscription{Consumer: "counter", Topic: "order"}
+	relays := append(slices.Clone(relayOfUsers), Subscription{Consumer: "relay:order", Topic: "order"})
+	if err := l.app.Provision(t.Context(), []string{"order"}, []Subscription{counter}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.inbound.Provision(t.Context(), []string{"order"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	l.handOver() // by a program that has no orders
+	execute(t, l.app, `insert into postbus.topic_order (slot, id, metadata, payload) select 0, gen_random_uuid(), '{}', ''`)
+	over, err := l.app.ProvisionOver(t.Context(), l.inbound, append(slices.Clone(mailerOfUsers), counter), relays, "one")
+	if err != nil || !over {
+		t.Fatal(over, err)
+	}
+	if status, known, err := l.inbound.Status(t.Context(), counter); known || err != nil {
+		t.Errorf("the other log has it as well: %+v, %v", status, err)
+	}
+	if status, known, err := l.app.Status(t.Context(), counter); !known || status.Waiting != 1 || err != nil {
+		t.Errorf("its event is gone: %+v, %v", status, err)
+	}
+	c, err := l.app.HandOver(t.Context(), l.inbound, relays, "one")
+	if err != nil || !slices.Equal(c.Taken, []Taken{{"counter", 1}}) {
+		t.Errorf("handing over by a program that has orders did %+v, %v", c, err)
+	}
+	if status, known, err := l.inbound.Status(t.Context(), counter); !known || status.Parked != 1 || err != nil {
+		t.Errorf("its event was not taken along: %+v, %v", status, err)
+	}
+
+	l.takeBack() // by a program that has no orders
+	if identity, over, err := l.app.ReadsOver(t.Context()); err != nil || over {
+		t.Errorf("consumers read over %q, %v", identity, err)
+	}
+	if status, known, err := l.app.Status(t.Context(), counter); !known || status.Parked != 1 || err != nil {
+		t.Errorf("not all are back: %+v, %v", status, err)
+	}
+}
+
+// TestPauseWaitsForNobody: two commands at once, or several programs at their first start, do not wait for each other's consumers.
+func TestPauseWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{}, "first", "second")
+	tx, err := l.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), `update postbus.consumers set paused_until = null where consumer = 'second'`); err != nil {
+		t.Fatal(err)
+	}
+	paused := make(chan error, 1)
+	go func() { paused <- l.pause(t.Context(), []string{"user"}, pauseFor) }()
+	select {
+	case err := <-paused:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Second): // it has the first, and wants the second
+		_, err := tx.Exec(t.Context(), `update postbus.consumers set paused_until = null where consumer = 'first'`)
+		t.Errorf("it waits; who has changed one consumer, and goes on to the next: %v; it: %v", err, <-paused)
 	}
 }

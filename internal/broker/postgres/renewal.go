@@ -87,14 +87,15 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.config.Lease/4)
 	defer cancel()
 	byOwner := make(map[string]*renewal, len(all))
+	for _, a := range all {
+		byOwner[a.holder.owner] = a // who asks again has given up on what was asked before
+	}
 	var consumers, owners, shareConsumers, shareOwners []string
 	var shares []int16
-	for _, a := range all {
-		h := a.holder
-		byOwner[h.owner] = a
-		consumers, owners = append(consumers, h.consumer), append(owners, h.owner)
+	for owner, a := range byOwner {
+		consumers, owners = append(consumers, a.holder.consumer), append(owners, owner)
 		for _, share := range a.shares {
-			shareConsumers, shareOwners, shares = append(shareConsumers, h.consumer), append(shareOwners, h.owner), append(shares, share)
+			shareConsumers, shareOwners, shares = append(shareConsumers, a.holder.consumer), append(shareOwners, owner), append(shares, share)
 		}
 	}
 	rows, err := l.pool.Query(ctx, `WITH

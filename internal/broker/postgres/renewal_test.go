@@ -125,6 +125,19 @@ func TestLockOfOneConsumerKeepsNobodyFromRenewing(t *testing.T) {
 	}
 }
 
+// TestRenewingTogetherAfterGivingUp: who has asked before, and has given up on the answer, is told of the shares that are asked for now.
+func TestRenewingTogetherAfterGivingUp(t *testing.T) {
+	t.Parallel()
+	l, holders := renewing(t, 1)
+	execute(t, l, `update postbus.consumer_shares set owner = 'another' where share = 3`)
+	before := &renewal{holder: holders[0], shares: []int16{1, 2}}
+	now := &renewal{holder: holders[0], shares: []int16{1, 3}}
+	l.renewAll(holders[0].server, []*renewal{before, now})
+	if now.err != nil || now.whole {
+		t.Errorf("all are renewed is %t, %v, and one is with another process", now.whole, now.err)
+	}
+}
+
 // TestRenewingTogetherOnAnotherServer fails, as it does alone, for those who were on the other one.
 func TestRenewingTogetherOnAnotherServer(t *testing.T) {
 	t.Parallel()
