@@ -427,8 +427,9 @@ func lockForChange(ctx context.Context, tx pgx.Tx, logs []*Log, topics []string)
 
 // pause has the processes give the shares of the topics' consumers up and claim none, for as long.
 func (l *Log) pause(ctx context.Context, topics []string, d time.Duration) error {
-	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+` 
-		SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END WHERE topic = ANY ($1) AND handed_over IS NULL`, topics, d)
+	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+`
+		SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END
+		WHERE topic = ANY ($1) AND handed_over IS NULL`, topics, d)
 	if err != nil {
 		return fmt.Errorf("pause consumers: %w", err)
 	}
