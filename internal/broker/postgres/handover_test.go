@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,13 +55,13 @@ func (l twoLogs) takeBack() Change {
 }
 
 // reads collects what the consumer is given, in whichever log it is.
-func (l twoLogs) reads() *inbox {
+func (l twoLogs) reads(handle func(*message.Message) bool) *inbox {
 	l.Helper()
 	s, err := Reading{l.app, l.inbound}.Subscriber("mailer", testLanes)
 	if err != nil {
 		l.Fatal(err)
 	}
-	return listen(l.Context(), l.T, s, nil)
+	return listen(l.Context(), l.T, s, handle)
 }
 
 // relays collects what the relay is to publish.
@@ -166,7 +167,7 @@ func TestHandOver(t *testing.T) {
 	l.want(relay, late, next)
 	l.arrive(late, next)
 	execute(t, l.app, `update inbound.parked set run_at = now() where state = 'retry'`)
-	in := l.reads()
+	in := l.reads(nil)
 	l.want(in, slices.Concat(failing, unread, []*message.Message{late, next})...)
 	if c := l.handOver(); len(c.Taken) != 0 {
 		t.Errorf("handing over again took %v along", c.Taken)
@@ -186,6 +187,8 @@ func TestHandOver(t *testing.T) {
 func TestTakeBack(t *testing.T) {
 	t.Parallel()
 	l := newTwoLogs(t)
+	// Positions of the two logs say nothing of each other.
+	execute(t, l.app, `select setval(pg_get_serial_sequence('inbound.topic_user', 'position'), 1000)`)
 	l.handOver()
 	sent := eventsOf("a", 1, 6)
 	publish(t, l.app, sent...)
@@ -217,9 +220,21 @@ func TestTakeBack(t *testing.T) {
 	if n, err := overtaken.Store(t.Context(), "p", "2", sent[3:]); !errors.Is(err, ErrIntakeTaken) {
 		t.Errorf("a process that had read before stores %d, %v", n, err)
 	}
+	if i, err := l.inbound.Intake(t.Context(), "user", "test", "one"); err != nil || !i.Taken {
+		t.Errorf("what the broker brings is stored: %v", err)
+	} else if n, err := i.Store(t.Context(), "p", "2", sent[3:]); !errors.Is(err, ErrIntakeTaken) {
+		t.Errorf("%d arrivals are stored, %v", n, err)
+	}
 	last := event("a", 9)
 	publish(t, l.app, last)
-	in := l.reads()
+	var failed atomic.Bool // so that what was drawn before waits behind what was taken along
+	in := l.reads(func(m *message.Message) bool {
+		if string(m.Payload) != string(unsent[2].Payload) || failed.Swap(true) {
+			return true
+		}
+		l.app.Refuse(m, reason{text: "no", class: "transient", wait: time.Second, attempts: 100})
+		return false
+	})
 	all := slices.Concat(sent[1:], unsent, []*message.Message{last})
 	l.want(in, all...)
 	if err := l.app.Provision(t.Context(), nil, mailerOfUsers); err != nil {
@@ -244,7 +259,7 @@ func TestTakeBack(t *testing.T) {
 func TestChangeOfRunningConsumers(t *testing.T) {
 	t.Parallel()
 	l := newTwoLogs(t)
-	in, other := l.reads(), l.reads()
+	in, other := l.reads(nil), l.reads(nil)
 	wrong, _ := l.relays("two")
 	right, _ := l.relays("one")
 	var all, relayed []*message.Message
@@ -284,7 +299,10 @@ func TestCommitsDoNotWaitForAChange(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := l.app.HandOver(context.Background(), l.inbound, relayOfUsers, "one")
+		c, err := l.app.HandOver(context.Background(), l.inbound, relayOfUsers, "one")
+		if err == nil && !slices.Equal(c.Taken, []Taken{{"mailer", 1}}) {
+			err = fmt.Errorf("it did %+v", c)
+		}
 		ended <- err
 	}()
 	eventually(t, "the change to wait for a lock", func() bool {
@@ -331,7 +349,7 @@ func TestBrokerThatIsAwayIsLeft(t *testing.T) {
 	if c := l.takeBack(); c.Unsent != 3 || c.Taken[0].Events != 0 {
 		t.Errorf("it did %+v", c)
 	}
-	l.want(l.reads(), all...)
+	l.want(l.reads(nil), all...)
 	l.handOver()
 	l.arrive(all[0]) // it had got there
 	var n int
@@ -372,7 +390,7 @@ func TestWhatABrokerRefusesIsTakenBack(t *testing.T) {
 	if c := l.takeBack(); c.Arrived != 3 || c.Missing != 2 || c.Unsent != 1 {
 		t.Errorf("it did %+v", c)
 	}
-	l.want(l.reads(), append(all, last)...)
+	l.want(l.reads(nil), append(all, last)...)
 }
 
 // TestChangeIsRefused where consumers read over another broker, while a handler does not end, and with too much left; then nothing
@@ -398,7 +416,7 @@ func TestChangeIsRefused(t *testing.T) {
 	if identity, over, err := l.app.ReadsOver(t.Context()); err != nil || over {
 		t.Errorf("the consumers read over %q, %v", identity, err)
 	}
-	l.reads().await(t, 1)
+	l.reads(nil).await(t, 1)
 }
 
 // TestOneInboxForBothLogs: an event that a process has handled in one log, and could not note it, has no effect in the other one.
@@ -433,7 +451,7 @@ func TestOneInboxForBothLogs(t *testing.T) {
 	if n := enter(l.inbound); n != 0 {
 		t.Errorf("%d entries", n)
 	}
-	execute(t, l.app, `update inbound.consumer_shares set snapshot = pg_current_snapshot()`)
+	execute(t, l.app, `update inbound.consumer_shares set snapshot = format('%1$s:%1$s:', pg_current_xact_id())::pg_snapshot`)
 	execute(t, l.app, `delete from inbound.parked`)
 	for want, log := range []*Log{l.app, l.inbound} {
 		log.inboxSweep.began = time.Time{} // as in a day
