@@ -34,7 +34,7 @@ func openCarried(ctx context.Context, r request, w way) (peer, error) {
 		return nil, err
 	}
 	log, err1 := postgres.Open(pool, postgres.Config{}, quiet)
-	inbound, err2 := postgres.Open(pool, postgres.Config{Schema: inboundSchema}, quiet)
+	inbound, err2 := postgres.Open(pool, postgres.Config{Schema: inboundSchema, Inbox: postgres.DefaultSchema}, quiet)
 	codec, err3 := newCodec()
 	address, err4 := broker.Parse(r.Broker)
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
@@ -88,7 +88,7 @@ func loadCarried(ctx context.Context, pool *pgxpool.Pool, consumers []string, co
 	if err := migrate.Up(ctx, pool, postgres.Migrations(inboundSchema)); err != nil {
 		return err
 	}
-	inbound, err := postgres.Open(pool, postgres.Config{Schema: inboundSchema}, quiet)
+	inbound, err := postgres.Open(pool, postgres.Config{Schema: inboundSchema, Inbox: postgres.DefaultSchema}, quiet)
 	if err != nil {
 		return err
 	}

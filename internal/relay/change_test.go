@@ -104,7 +104,7 @@ func (w *way) delivered() map[string]int {
 // restarted in between. Nothing is lost or reordered, and nothing delivered twice.
 func TestBrokerIsChangedWhileEverythingRuns(t *testing.T) {
 	t.Parallel()
-	urls := []string{natstest.Start(t).URL(), pgtest.Own(t).URL()}
+	urls := []string{natstest.Start(t).URL(), pgtest.Own(t).URL() + "&durability=unchecked"} // the servers of tests have no fsync
 	w, quiet := newChangingWay(t)
 	processes := make([]*carrier, 2)
 	for _, url := range urls {
