@@ -349,16 +349,20 @@ func setDead(c *Config, value string) error {
 func setWhich(c *Config, value string) error {
 	value, queue := strings.CutPrefix(value, QueuePrefix)
 	name, rest, some := strings.Cut(value, ":")
+	key, keyed := strings.CutPrefix(rest, "key=")
 	group, err := hex.DecodeString(rest)
 	id, notID := uuid.Parse(rest)
 	switch {
-	case !isName(name) || (some && notID != nil && (err != nil || len(group) == 0)):
-		return errors.New("has to be a consumer, welcome-email, or a queue of jobs, job:outgoing-mail, or one of these with a " +
-			"group or an id behind a colon")
-	case some && notID == nil:
+	case isName(name) && !some:
+	case isName(name) && keyed && key != "":
+		c.WhichKey = key
+	case isName(name) && notID == nil:
 		c.WhichID = id
-	case some:
+	case isName(name) && err == nil && len(group) > 0:
 		c.WhichGroup = rest
+	default:
+		return errors.New("has to be a consumer, welcome-email, or a queue of jobs, job:outgoing-mail, or one of these with a " +
+			"group, an id or key=KEY behind a colon")
 	}
 	if queue {
 		c.WhichQueue = name

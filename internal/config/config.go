@@ -90,10 +90,10 @@ type Config struct {
 	RenameFrom, RenameTo string
 	// Dead is what to do about dead events and jobs: list, show, retry, discard, release. Default empty: nothing.
 	Dead string
-	// WhichConsumer has the dead events in question, or WhichQueue the dead jobs: all of them, or those of WhichGroup, or the
-	// one of WhichID. Default empty.
-	WhichConsumer, WhichQueue, WhichGroup string
-	WhichID                               uuid.UUID
+	// WhichConsumer has the dead events in question, or WhichQueue the dead jobs: all of them, or those of WhichGroup or
+	// WhichKey, or the one of WhichID. Default empty.
+	WhichConsumer, WhichQueue, WhichGroup, WhichKey string
+	WhichID                                         uuid.UUID
 	// Payload is the file with what takes the place of a dead event's payload, Note says why. Default empty.
 	Payload, Note string
 	// Apply tells whether a move, a rename, a change of brokers or what is said of dead events is to be done, not only told.

@@ -130,19 +130,24 @@ func TestConsumer(t *testing.T) {
 	}
 }
 
-// TestWhich: consumers and queues, whole, by group and by id.
+// TestWhich: consumers and queues, whole, by group, by id and by key.
 func TestWhich(t *testing.T) {
 	id := uuid.MustParse("0191e3b0-0000-7000-8000-000000000000")
 	for value, want := range map[string]Config{
 		"welcome-email":                    {WhichConsumer: "welcome-email"},
 		"welcome-email:0badcafe":           {WhichConsumer: "welcome-email", WhichGroup: "0badcafe"},
 		"welcome-email:" + id.String():     {WhichConsumer: "welcome-email", WhichID: id},
+		"welcome-email:key=a:b":            {WhichConsumer: "welcome-email", WhichKey: "a:b"},
+		"welcome-email:key=" + id.String(): {WhichConsumer: "welcome-email", WhichKey: id.String()},
 		"job:outgoing-mail":                {WhichQueue: "outgoing-mail"},
 		"job:outgoing-mail:0badcafe":       {WhichQueue: "outgoing-mail", WhichGroup: "0badcafe"},
 		"job:outgoing-mail:" + id.String(): {WhichQueue: "outgoing-mail", WhichID: id},
+		"job:outgoing-mail:key=0badcafe":   {WhichQueue: "outgoing-mail", WhichKey: "0badcafe"},
 	} {
 		c, err := Load(Consumer, []string{"--dead=show", "--which=" + value}, env(), nil)
-		got := Config{WhichConsumer: c.WhichConsumer, WhichQueue: c.WhichQueue, WhichGroup: c.WhichGroup, WhichID: c.WhichID}
+		got := Config{
+			WhichConsumer: c.WhichConsumer, WhichQueue: c.WhichQueue, WhichGroup: c.WhichGroup, WhichKey: c.WhichKey, WhichID: c.WhichID,
+		}
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v", value, got, err)
 		}
@@ -184,6 +189,7 @@ var refusals = []struct {
 	{"release of jobs", Consumer, []string{"--dead=release", "--which=job:outgoing-mail"}, nil, "--dead=release is for events"},
 	{"payload of a job", Consumer, []string{"--dead=retry", "--which=job:a:0191e3b0-0000-7000-8000-000000000000", "--payload=x"}, nil, "--payload goes with --dead=retry and one event"},
 	{"which odd", Consumer, []string{"--dead=show", "--which=job:a:b:c"}, nil, "--which has to be a consumer"},
+	{"which key", Consumer, []string{"--dead=show", "--which=a:key="}, nil, "--which has to be a consumer"},
 	{"which nothing", Consumer, []string{"--dead=show", "--which=job:"}, nil, "--which has to be a consumer"},
 	{"only odd", Consumer, []string{"--only=Welcome Email"}, nil, "--only must be names of consumers"},
 

@@ -203,9 +203,9 @@ func ofOperation() []Setting {
 				"retry, discard or release those that --which names. Without --apply the last three only say how many.",
 		},
 		{
-			Flag: "which", Value: "NAME[:GROUP|:ID]", Group: "This run", programs: []string{Consumer}, set: setWhich,
+			Flag: "which", Value: "NAME[:GROUP|:ID|:key=KEY]", Group: "This run", programs: []string{Consumer}, set: setWhich,
 			Meaning: "A consumer's dead events, or those of a queue of jobs, which is named behind job: as in job:outgoing-mail: all, " +
-				"those of a group that --dead=list shows, or one by its id.",
+				"those of a group that --dead=list shows, one by its id, or those of a key.",
 		},
 		{
 			Flag: "payload", Value: "FILE", Group: "This run", programs: []string{Consumer}, set: setPayload,

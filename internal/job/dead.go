@@ -50,7 +50,7 @@ func (t *Table) DeadJobs(ctx context.Context, which Selection) ([]Status, error)
 		return nil, nil
 	}
 	rows, err := t.pool.Query(ctx, `SELECT id FROM `+t.table("jobs")+` WHERE `+which.where()+`
-		ORDER BY finalized_at, sequence LIMIT $5`, append([]any{t.perValue}, append(which.args(), deadListMax)...)...)
+		ORDER BY finalized_at, sequence LIMIT $6`, append([]any{t.perValue}, append(which.args(), deadListMax)...)...)
 	if err != nil {
 		return nil, fmt.Errorf("look at dead jobs: %w", err)
 	}

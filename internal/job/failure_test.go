@@ -276,7 +276,7 @@ func TestDeadJobsAreRetriedAndDiscarded(t *testing.T) {
 	for range 3 {
 		ids = append(ids, enqueue(t, table, "a"))
 	}
-	other := enqueue(t, table, "other", UniqueKey("u"))
+	other := enqueue(t, table, "other", UniqueKey("u"), LockKey("k"))
 	enqueue(t, table, "well")
 	o.await(t, 5)
 	o.close(t)
@@ -298,6 +298,8 @@ func TestDeadJobsAreRetriedAndDiscarded(t *testing.T) {
 	meansDead(t, table, Selection{Queue: DefaultQueue}, 4)
 	meansDead(t, table, Selection{Queue: "other"}, 0)
 	meansDead(t, table, Selection{IDs: ids[1:]}, 2)
+	meansDead(t, table, Selection{LockKey: "k"}, 1)
+	meansDead(t, table, Selection{Queue: DefaultQueue, LockKey: "l"}, 0)
 	meansDead(t, table, Selection{Queue: DefaultQueue, Fingerprint: groups[0].Fingerprint}, 3)
 	meansDead(t, table, Selection{Queue: "other", IDs: ids}, 0)
 	check("nothing selected", 0, table.Discard, Selection{IDs: []uuid.UUID{}})

@@ -163,29 +163,31 @@ func noteOf(by, what string) string {
 // noteBytesMax bounds what is kept of a note.
 const noteBytesMax = 2 << 10
 
-// Selection says which dead jobs are meant: those with one of the ids, or those of a queue, of a kind, with a fingerprint, or
-// what of these is given. An empty one selects nothing. By its id a job is meant also when it was cancelled or discarded.
+// Selection says which dead jobs are meant: those with one of the ids, or those of a queue, of a kind, with a fingerprint, with a
+// lock key, or what of these is given. An empty one selects nothing. By its id a job is meant also when it was cancelled or discarded.
 type Selection struct {
 	IDs         []uuid.UUID
 	Queue       string
 	Kind        string
 	Fingerprint string
+	LockKey     string
 }
 
 func (s Selection) empty() bool {
-	return len(s.IDs) == 0 && s.Queue == "" && s.Kind == "" && s.Fingerprint == ""
+	return len(s.IDs) == 0 && s.Queue == "" && s.Kind == "" && s.Fingerprint == "" && s.LockKey == ""
 }
 
 // where is the condition of a selection, which is not empty, with the parameters of args.
 func (s Selection) where() string {
-	const alike = ` AND ($1 = '' OR queue = $1) AND ($2 = '' OR kind = $2) AND ($3 = '' OR fingerprint = $3)`
+	const alike = ` AND ($1 = '' OR queue = $1) AND ($2 = '' OR kind = $2) AND ($3 = '' OR fingerprint = $3)
+		AND ($5 = '' OR lock_key = $5)`
 	if len(s.IDs) > 0 {
 		return `state IN ('dead', 'cancelled', 'discarded') AND id = ANY ($4)` + alike
 	}
 	return `state = 'dead' AND coalesce(cardinality($4::uuid[]), 0) = 0` + alike
 }
 
-func (s Selection) args() []any { return []any{s.Queue, s.Kind, s.Fingerprint, s.IDs} }
+func (s Selection) args() []any { return []any{s.Queue, s.Kind, s.Fingerprint, s.IDs, s.LockKey} }
 
 // sweepMax is how many jobs one transaction of Retry or Discard changes.
 const sweepMax = 1000
@@ -273,7 +275,7 @@ func (t *Table) selected(ctx context.Context, tx pgx.Tx, which Selection, after,
 		return nil, nil, last, nil
 	}
 	rows, err := tx.Query(ctx, `SELECT id, coalesce(lock_key, ''), sequence FROM `+t.table("jobs")+`
-		WHERE `+which.where()+` AND sequence > $5 AND sequence <= $6 ORDER BY sequence LIMIT $7`,
+		WHERE `+which.where()+` AND sequence > $6 AND sequence <= $7 ORDER BY sequence LIMIT $8`,
 		append([]any{t.perValue}, append(which.args(), after, last, sweepMax)...)...)
 	if err != nil {
 		return nil, nil, 0, err

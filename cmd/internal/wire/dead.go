@@ -50,7 +50,7 @@ func (b *Backbone) Dead(ctx context.Context, out io.Writer, c config.Config) err
 		}
 		return b.explainJobs(b.deadJobs(ctx, out, c))
 	}
-	which := postgres.Dead{Consumer: c.WhichConsumer, Group: c.WhichGroup, Event: c.WhichID}
+	which := postgres.Dead{Consumer: c.WhichConsumer, Group: c.WhichGroup, Key: c.WhichKey, Event: c.WhichID}
 	if c.Dead == "show" {
 		return b.showDead(ctx, out, which)
 	}
@@ -83,7 +83,7 @@ func sayResolved(out io.Writer, c config.Config, n int, of string) error {
 
 // deadJobs is Dead for a queue of jobs.
 func (b *Backbone) deadJobs(ctx context.Context, out io.Writer, c config.Config) error {
-	which := job.Selection{Queue: c.WhichQueue, Fingerprint: c.WhichGroup}
+	which := job.Selection{Queue: c.WhichQueue, Fingerprint: c.WhichGroup, LockKey: c.WhichKey}
 	if c.WhichID != uuid.Nil {
 		which.IDs = []uuid.UUID{c.WhichID}
 	}

@@ -55,6 +55,15 @@ func TestDeadEventFromTheCommandLine(t *testing.T) {
 		!strings.Contains(said, ", after 1 attempt\n") {
 		t.Errorf("show says\n%s", said)
 	}
+	ofKey := func(key string) func(*config.Config) {
+		return func(c *config.Config) { c.WhichConsumer, c.WhichKey = "verification-email", key }
+	}
+	if said := run("show", ofKey(b.keyOf(t, event))); !strings.Contains(said, event.String()) {
+		t.Errorf("of its key show says %q", said)
+	}
+	if said := run("retry", ofKey("another")); !strings.HasPrefix(said, "retry would be done to 0 of verification-email\n") {
+		t.Errorf("of another key it says %q", said)
+	}
 	file := filepath.Join(pgtest.Dir(t), "payload.json")
 	if err := os.WriteFile(file, payload, 0o600); err != nil {
 		t.Fatal(err)
@@ -95,6 +104,16 @@ func (b *Backbone) breakAnEvent(t *testing.T) (event uuid.UUID, payload []byte) 
 		t.Fatal(err)
 	}
 	return event, payload
+}
+
+func (b *Backbone) keyOf(t *testing.T, event uuid.UUID) (key string) {
+	t.Helper()
+	err := b.database.pool.QueryRow(t.Context(), `SELECT metadata::json->>'partitionkey' FROM postbus.topic_user WHERE id = $1`,
+		event).Scan(&key)
+	if err != nil || key == "" {
+		t.Fatalf("the event's key is %q: %v", key, err)
+	}
+	return key
 }
 
 // consuming runs what the names select until end is called, which closes all.
