@@ -81,15 +81,18 @@ func openRedis(r request) (peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	client := redis.NewClient(&redis.Options{Addr: r.URL, PoolSize: 4 * lanesDefault})
-	return routed{codec: codec, subscribers: redisSubscribers(client)}, nil
+	return routed{codec: codec, subscribers: redisSubscribers(r.URL)}, nil
 }
 
 // connectRedis publishes one message at a time, and reads with as many subscribers as postbus has lanes.
 func connectRedis(url string) (endpoints, error) {
-	client := redis.NewClient(&redis.Options{Addr: strings.TrimPrefix(url, redisScheme), PoolSize: 4 * lanesDefault})
+	address := strings.TrimPrefix(url, redisScheme)
+	client := redis.NewClient(&redis.Options{Addr: address})
 	publisher, err := redisstream.NewPublisher(redisstream.PublisherConfig{Client: client}, watermill.NopLogger{})
-	return endpoints{publisher, redisSubscribers(client), client.Close}, err
+	if err != nil {
+		return endpoints{}, errors.Join(err, client.Close())
+	}
+	return endpoints{publisher, redisSubscribers(address), publisher.Close}, nil // which closes its client
 }
 
 // provisionRedis does nothing: a stream is made by who publishes to it.
@@ -97,7 +100,8 @@ func provisionRedis(context.Context, string) error { return nil }
 
 // redisSubscribers read a stream through Watermill. A subscriber has one message in flight, so a group has as many subscribers
 // as postbus has lanes; the order of a key is lost with that.
-func redisSubscribers(client redis.UniversalClient) subscribers {
+func redisSubscribers(address string) subscribers {
+	client := redis.NewClient(&redis.Options{Addr: address, PoolSize: 4 * lanesDefault})
 	return func(consumer string) (message.Subscriber, error) {
 		var all fanIn
 		for i := range lanesDefault {

@@ -217,8 +217,8 @@ func ofOperation() []Setting {
 		},
 		{
 			Flag: "join-broker", Group: "This run", programs: []string{Consumer}, set: setJoinBroker,
-			Meaning: "Have the broker of BROKER_URL carry the events to the consumers from one moment on, while programs run, and end when " +
-				"the first have arrived. Without --apply it only says what that would do.",
+			Meaning: "Have the broker of BROKER_URL carry the events to the consumers from one moment on, while programs run, and end " +
+				"when the first have arrived. Without --apply it only says what that would do.",
 		},
 		{
 			Flag: "leave-broker", Group: "This run", programs: []string{Consumer}, set: setLeaveBroker,

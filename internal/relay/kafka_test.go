@@ -7,6 +7,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"postbus/internal/broker/kafka"
 	"postbus/internal/kafkatest"
 	"postbus/internal/natstest"
 )
@@ -55,6 +56,13 @@ func kafkaHere(t *testing.T) (cluster *kfake.Cluster, url string) {
 	}
 	t.Cleanup(cluster.Close)
 	return cluster, "kafka://" + strings.Join(cluster.ListenAddrs(), ",")
+}
+
+// TestWatermillsSuiteOverKafka runs it as TestWatermillsSuite does.
+func TestWatermillsSuiteOverKafka(t *testing.T) {
+	t.Parallel()
+	_, url := kafkaHere(t)
+	runSuite(t, kafka.Kind(), url+"?prefix=suite")
 }
 
 // TestRelayDiesBetweenAckAndNoteOverKafka, which recognises nothing that another process publishes again.

@@ -162,7 +162,7 @@ func change(ctx context.Context, to string, out, in *postgres.Log, identity stri
 	} else {
 		c, err = out.TakeBack(ctx, in, relay.Subscriptions([]string{topic}))
 	}
-	fmt.Printf("%s: %+v, %v\n", to, c, err)
+	_, _ = fmt.Fprintf(os.Stderr, "%s: %+v, %v\n", to, c, err)
 	return err
 }
 
@@ -175,7 +175,8 @@ func ledger(pool *pgxpool.Pool, out *postgres.Log, reads postgres.Reading, logge
 		return nil, err
 	}
 	work := uow.NewManager(pool, out, codec, bus.New(logger))
-	ledger, err := bus.NewConsumer(ledgerOfDoors.Consumer, bus.WithPolicy(bus.Policy{BackoffMin: 50 * time.Millisecond, BackoffMax: time.Second}))
+	soon := bus.Policy{BackoffMin: 50 * time.Millisecond, BackoffMax: time.Second}
+	ledger, err := bus.NewConsumer(ledgerOfDoors.Consumer, bus.WithPolicy(soon))
 	if err != nil {
 		return nil, err
 	}

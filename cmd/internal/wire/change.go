@@ -180,8 +180,8 @@ func (b *Backbone) explainChange(err error) error {
 	var other *postgres.OtherBrokerError
 	switch {
 	case errors.As(err, &other):
-		return fmt.Errorf("%w, and BROKER_URL names %s; have them leave the broker first with: go run ./cmd/consumer --leave-broker --apply",
-			other, b.broker.identity)
+		return fmt.Errorf("%w, and BROKER_URL names %s; have them leave the broker first with: "+
+			"go run ./cmd/consumer --leave-broker --apply", other, b.broker.identity)
 	case errors.As(err, &unfinished) && unfinished.Owner != "":
 		return fmt.Errorf("%w; nothing was changed: try again when it has ended, or stop that process", unfinished)
 	case errors.As(err, &unfinished):

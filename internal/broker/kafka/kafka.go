@@ -110,6 +110,9 @@ func (s *settings) readMechanism() error {
 		if s.mechanism != "" {
 			return &broker.URLError{Problem: "has a parameter sasl and no user"}
 		}
+		if a.Parameter("password_file", "") != "" {
+			return &broker.URLError{Problem: "has a parameter password_file and no user"}
+		}
 		s.localOnly = a.Parameter("tls", "") == ""
 		return nil
 	}
@@ -128,14 +131,14 @@ func (s *settings) readMechanism() error {
 // Broker is a Kafka cluster.
 type Broker struct {
 	settings
-	client *kgo.Client  // that publishes
-	admin  *kadm.Client // has another, which remembers nothing
+	admin  *kadm.Client // remembers nothing, unlike the client that publishes
 	logger *slog.Logger
 	ctx    context.Context //nolint:containedctx // of what was published and has no answer yet
 	stop   context.CancelFunc
 
-	mu     sync.Mutex
-	purged time.Time // when the driver was made to forget topics
+	mu      sync.Mutex
+	client  *kgo.Client // that publishes
+	renewed time.Time   // when it took the place of another
 }
 
 // Open returns the broker. It does not wait for a server: whatever is asked of it before there is one fails, and is to be
@@ -151,16 +154,7 @@ func Open(a broker.Address, logger *slog.Logger) (*Broker, error) {
 		return nil, fmt.Errorf("open Kafka: %w", err)
 	}
 	b := &Broker{settings: s, logger: logger.With(slog.String("broker", scheme))}
-	b.client, err = kgo.NewClient(append(b.options(),
-		kgo.RequiredAcks(kgo.AllISRAcks()), // and idempotent, which is the driver's default
-		// An outcome that is not known in time counts as none: the relay sends again, in order, and a repeat is known by its id.
-		kgo.AllowIdempotentProduceCancellation(),
-		kgo.RecordPartitioner(kgo.ManualPartitioner()),
-		kgo.ProducerBatchMaxBytes(batchBytesMax),
-		kgo.ProducerLinger(0), // what is published while a request is under way makes up the next one
-		kgo.ProduceRequestTimeout(requestTimeout/2),
-	)...)
-	if err != nil {
+	if b.client, err = b.producer(); err != nil {
 		return nil, fmt.Errorf("open Kafka: %w", err)
 	}
 	admin, err := kgo.NewClient(append(b.options(), kgo.MetadataMinAge(metadataNoAge))...)
@@ -171,6 +165,19 @@ func Open(a broker.Address, logger *slog.Logger) (*Broker, error) {
 	b.admin = kadm.NewClient(admin)
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	return b, nil
+}
+
+// producer makes a client that publishes. To the brokers it is none that there was before.
+func (b *Broker) producer() (*kgo.Client, error) {
+	return kgo.NewClient(append(b.options(),
+		kgo.RequiredAcks(kgo.AllISRAcks()), // and idempotent, which is the driver's default
+		// An outcome that is not known in time counts as none: the relay sends again, in order, and a repeat is known by its id.
+		kgo.AllowIdempotentProduceCancellation(),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerBatchMaxBytes(batchBytesMax),
+		kgo.ProducerLinger(0), // what is published while a request is under way makes up the next one
+		kgo.ProduceRequestTimeout(requestTimeout/2),
+	)...)
 }
 
 // options are those of all clients.
@@ -231,7 +238,7 @@ func (b *Broker) dial(ctx context.Context, network, host string) (net.Conn, erro
 // Close gives up the connections.
 func (b *Broker) Close() error {
 	b.stop()
-	b.client.Close()
+	b.current().Close()
 	b.admin.Close()
 	return nil
 }

@@ -31,6 +31,7 @@ func TestURLs(t *testing.T) {
 		"kafka://ann:pw@one?tls=off":                     "",
 		"kafka://ann:pw@one?sasl=gssapi":                 "has a parameter sasl that is none of",
 		"kafka://one?sasl=plain":                         "has a parameter sasl and no user",
+		"kafka://one?password_file=f":                    "has a parameter password_file and no user",
 		"kafka://":                                       "must name one HOST:PORT of Kafka",
 		"kafka://one/path":                               "must name one HOST:PORT of Kafka",
 		"kafka://one?acks=1":                             "has an unknown parameter",

@@ -17,8 +17,8 @@ const (
 	// batchBytesMax is how large a request's batch for a partition gets. A topic has to take it.
 	batchBytesMax = broker.MessageBytesMax + overheadBytes
 	overheadBytes = 64 << 10 // of a batch, and of a message in it
-	// purgeEvery is how often, at most, the driver is made to forget what it knows of topics.
-	purgeEvery = time.Second
+	// renewEvery is how often, at most, the driver is made to forget what it knows.
+	renewEvery = time.Second
 )
 
 // publisher sends a message and waits for the brokers to have it. What many goroutines publish travels together.
@@ -43,14 +43,14 @@ func (p publisher) publish(topic string, m *message.Message) error {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, requestTimeout)
 	stored := make(chan error, 1)
-	p.client.Produce(ctx, p.toKafka(topic, m), func(_ *kgo.Record, err error) {
+	p.current().Produce(ctx, p.toKafka(topic, m), func(_ *kgo.Record, err error) {
 		cancel()
 		stored <- err
 	})
 	select {
 	case err := <-stored:
-		if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
-			p.forget(topic)
+		if errors.Is(err, kerr.UnknownTopicID) {
+			p.forget()
 		}
 		return err
 	case <-m.Context().Done():
@@ -58,14 +58,30 @@ func (p publisher) publish(topic string, m *message.Message) error {
 	}
 }
 
-// forget has the driver look at a topic anew: it does not take one that was made anew for the one it knows.
-func (b *Broker) forget(topic string) {
+func (b *Broker) current() *kgo.Client {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if time.Since(b.purged) >= purgeEvery {
-		b.purged = time.Now()
-		b.client.PurgeTopicsFromProducing(topic)
+	return b.client
+}
+
+// forget has another client publish from now on, since the driver does not take a topic that was made anew for the one it knows. To have it
+// forget the topic would not do: it would number messages from 0 again under the same producer id, and the brokers would take them
+// for repeats of those that had these numbers, and acknowledge what they do not store. What is under way fails, and is sent again.
+func (b *Broker) forget() {
+	b.mu.Lock()
+	old := b.client
+	if time.Since(b.renewed) < renewEvery {
+		b.mu.Unlock()
+		return
 	}
+	fresh, err := b.producer()
+	if err != nil { // what has made the first makes another
+		b.mu.Unlock()
+		return
+	}
+	b.client, b.renewed = fresh, time.Now()
+	b.mu.Unlock()
+	old.Close()
 }
 
 // partitionOf is the partition of a key: the one that Kafka's own clients choose in a topic of that many partitions.

@@ -244,12 +244,11 @@ func (r *reader) poll(ctx context.Context) {
 func (r *reader) take(ctx context.Context, number int32, records []*kgo.Record) error {
 	if last, ok := r.checks[number]; ok {
 		delete(r.checks, number)
-		if records[0].Offset == last.offset {
-			if markOf(records[0]) != last.mark {
-				return r.restart(ctx, number)
-			}
-			records = records[1:]
+		// Another offset: what is there now is no message.
+		if records[0].Offset != last.offset || markOf(records[0]) != last.mark {
+			return r.restart(ctx, number)
 		}
+		records = records[1:]
 	}
 	for len(records) > 0 {
 		n := r.cut(records)

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -65,6 +67,9 @@ func read(a broker.Address) (s settings, err error) {
 	if err := a.Known("prefix", "provision", "replicas", "retention", "gap", "tls", "ca", "cert", "key",
 		"credentials", "password_file"); err != nil {
 		return s, err
+	}
+	if a.User == "" && a.Parameter("password_file", "") != "" {
+		return s, &broker.URLError{Problem: "has a parameter password_file and no user"}
 	}
 	s = settings{address: a, credentials: a.Parameter("credentials", "")}
 	var errs [6]error
@@ -156,8 +161,14 @@ func (b *Broker) options() ([]nats.Option, error) {
 
 // withTLS has the driver read the files again for each connection.
 func (b *Broker) withTLS(options []nats.Option) ([]nats.Option, error) {
-	if _, err := b.security.Config(); err != nil || !b.security.TLS {
-		return options, err
+	if _, err := b.security.Config(); err != nil {
+		return nil, err
+	}
+	if !b.security.TLS {
+		if b.address.Parameter("tls", "") == "" { // since all hosts of the URL are this machine
+			options = append(options, nats.SetCustomDialer(localDialer{}))
+		}
+		return options, nil
 	}
 	options = append(options, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
 	if b.security.CA != "" {
@@ -167,6 +178,19 @@ func (b *Broker) withTLS(options []nats.Option) ([]nats.Option, error) {
 		options = append(options, nats.ClientCert(b.security.Certificate, b.security.Key))
 	}
 	return options, nil
+}
+
+var errClearText = errors.New("a server is elsewhere than on this machine, and the connection has no TLS")
+
+// localDialer keeps clear text on this machine, whatever other servers the server tells of.
+type localDialer struct{}
+
+// Dial implements nats.CustomDialer.
+func (localDialer) Dial(network, host string) (net.Conn, error) {
+	if !(broker.Address{Hosts: []string{host}}).Local() {
+		return nil, errClearText
+	}
+	return (&net.Dialer{Timeout: nats.DefaultTimeout}).Dial(network, host) //nolint:noctx // the driver has none
 }
 
 // newSession has those who wait for an answer on a connection that was lost try again.

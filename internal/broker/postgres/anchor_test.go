@@ -96,7 +96,7 @@ func TestRestoredLogKnowsWhereItsRelayBegan(t *testing.T) {
 	if c := l.takeBack(); c.Arrived != 1 || c.Missing != 3 || c.Unsent != 2 {
 		t.Errorf("it did %+v", c)
 	}
-	l.want(l.reads(nil), slices.Concat(before, sent, eventsOf("c", 1, 2))...)
+	l.want(l.reads(), slices.Concat(before, sent, eventsOf("c", 1, 2))...)
 }
 
 // restore restores the database into a server of its own.

@@ -223,8 +223,8 @@ func (l *Log) ProvisionOver(ctx context.Context, to *Log, consumers, relays []Su
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(provisionLock)); err != nil {
 			return err
 		}
-		reads := ""
-		if reads, over, err = l.readsOver(ctx, tx); err != nil || !over {
+		reads, isOver, err := l.readsOver(ctx, tx)
+		if over = isOver; err != nil || !over {
 			return err
 		}
 		if reads != "" && reads != identity {
@@ -412,11 +412,13 @@ func lockForChange(ctx context.Context, tx pgx.Tx, logs []*Log, topics []string)
 		return err
 	}
 	for _, l := range logs {
-		if _, err := tx.Exec(ctx, `SELECT FROM `+l.table("intakes")+` WHERE topic = ANY ($1) ORDER BY topic FOR UPDATE`, topics); err != nil {
+		if _, err := tx.Exec(ctx, `SELECT FROM `+l.table("intakes")+` WHERE topic = ANY ($1) ORDER BY topic FOR UPDATE`,
+			topics); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `SELECT FROM `+l.table("consumer_shares")+` WHERE consumer IN (
-			SELECT consumer FROM `+l.table("consumers")+` WHERE topic = ANY ($1)) ORDER BY share, consumer FOR UPDATE`, topics); err != nil {
+			SELECT consumer FROM `+l.table("consumers")+` WHERE topic = ANY ($1)) ORDER BY share, consumer FOR UPDATE`,
+			topics); err != nil {
 			return err
 		}
 	}
@@ -425,8 +427,8 @@ func lockForChange(ctx context.Context, tx pgx.Tx, logs []*Log, topics []string)
 
 // pause has the processes give the shares of the topics' consumers up and claim none, for as long.
 func (l *Log) pause(ctx context.Context, topics []string, d time.Duration) error {
-	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+` SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END
-		WHERE topic = ANY ($1) AND handed_over IS NULL`, topics, d)
+	_, err := l.pool.Exec(ctx, `UPDATE `+l.table("consumers")+` 
+		SET paused_until = CASE WHEN $2 > interval '0' THEN clock_timestamp() + $2 END WHERE topic = ANY ($1) AND handed_over IS NULL`, topics, d)
 	if err != nil {
 		return fmt.Errorf("pause consumers: %w", err)
 	}
@@ -438,8 +440,8 @@ func atRest(ctx context.Context, db rowQuerier, logs []*Log, topics, except []st
 	for _, l := range logs {
 		busy := new(UnfinishedError)
 		err := db.QueryRow(ctx, `SELECT consumer, owner FROM `+l.table("consumer_shares")+` JOIN `+l.table("consumers")+` USING (consumer)
-			WHERE topic = ANY ($1) AND consumer <> ALL (coalesce($2::text[], '{}')) AND owner IS NOT NULL AND lease_until > clock_timestamp()
-			ORDER BY 1, 2 LIMIT 1`, topics, except).Scan(&busy.Consumer, &busy.Owner)
+			WHERE topic = ANY ($1) AND consumer <> ALL (coalesce($2::text[], '{}')) AND owner IS NOT NULL
+			AND lease_until > clock_timestamp() ORDER BY 1, 2 LIMIT 1`, topics, except).Scan(&busy.Consumer, &busy.Owner)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 		case err != nil:

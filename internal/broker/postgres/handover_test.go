@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -53,13 +54,13 @@ func (l twoLogs) takeBack() Change {
 }
 
 // reads collects what the consumer is given, in whichever log it is.
-func (l twoLogs) reads(handle func(*message.Message) bool) *inbox {
+func (l twoLogs) reads() *inbox {
 	l.Helper()
 	s, err := Reading{l.app, l.inbound}.Subscriber("mailer", testLanes)
 	if err != nil {
 		l.Fatal(err)
 	}
-	return listen(l.Context(), l.T, s, handle)
+	return listen(l.Context(), l.T, s, nil)
 }
 
 // relays collects what the relay is to publish.
@@ -165,7 +166,7 @@ func TestHandOver(t *testing.T) {
 	l.want(relay, late, next)
 	l.arrive(late, next)
 	execute(t, l.app, `update inbound.parked set run_at = now() where state = 'retry'`)
-	in := l.reads(nil)
+	in := l.reads()
 	l.want(in, slices.Concat(failing, unread, []*message.Message{late, next})...)
 	if c := l.handOver(); len(c.Taken) != 0 {
 		t.Errorf("handing over again took %v along", c.Taken)
@@ -218,7 +219,7 @@ func TestTakeBack(t *testing.T) {
 	}
 	last := event("a", 9)
 	publish(t, l.app, last)
-	in := l.reads(nil)
+	in := l.reads()
 	all := slices.Concat(sent[1:], unsent, []*message.Message{last})
 	l.want(in, all...)
 	if err := l.app.Provision(t.Context(), nil, mailerOfUsers); err != nil {
@@ -243,7 +244,7 @@ func TestTakeBack(t *testing.T) {
 func TestChangeOfRunningConsumers(t *testing.T) {
 	t.Parallel()
 	l := newTwoLogs(t)
-	in, other := l.reads(nil), l.reads(nil)
+	in, other := l.reads(), l.reads()
 	wrong, _ := l.relays("two")
 	right, _ := l.relays("one")
 	var all, relayed []*message.Message
@@ -268,6 +269,47 @@ func TestChangeOfRunningConsumers(t *testing.T) {
 	}
 }
 
+// TestCommitsDoNotWaitForAChange that has begun and cannot end.
+func TestCommitsDoNotWaitForAChange(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	publish(t, l.app, event("a", 1))
+	tx, err := l.app.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), `insert into inbound.intakes (topic) values ('user')`); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.app.HandOver(context.Background(), l.inbound, relayOfUsers, "one")
+		ended <- err
+	}()
+	eventually(t, "the change to wait for a lock", func() bool {
+		var waits bool
+		err := l.app.pool.QueryRow(t.Context(), `select exists (select from pg_locks where not granted and locktype = 'transactionid'
+			and pid in (select pid from pg_stat_activity where datname = current_database()))`).Scan(&waits)
+		return err == nil && waits
+	})
+	later := eventsOf("a", 2, 3)
+	publish(t, l.app, later...)
+	select {
+	case err := <-ended:
+		t.Fatalf("the change has ended: %v", err)
+	default:
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	relay, _ := l.relays("one")
+	l.want(relay, later...)
+}
+
 // TestBrokerThatIsAwayIsLeft: a relay that cannot finish what it publishes does not hold the consumers where nothing comes.
 func TestBrokerThatIsAwayIsLeft(t *testing.T) {
 	t.Parallel()
@@ -289,7 +331,7 @@ func TestBrokerThatIsAwayIsLeft(t *testing.T) {
 	if c := l.takeBack(); c.Unsent != 3 || c.Taken[0].Events != 0 {
 		t.Errorf("it did %+v", c)
 	}
-	l.want(l.reads(nil), all...)
+	l.want(l.reads(), all...)
 	l.handOver()
 	l.arrive(all[0]) // it had got there
 	var n int
@@ -330,7 +372,7 @@ func TestWhatABrokerRefusesIsTakenBack(t *testing.T) {
 	if c := l.takeBack(); c.Arrived != 3 || c.Missing != 2 || c.Unsent != 1 {
 		t.Errorf("it did %+v", c)
 	}
-	l.want(l.reads(nil), append(all, last)...)
+	l.want(l.reads(), append(all, last)...)
 }
 
 // TestChangeIsRefused where consumers read over another broker, while a handler does not end, and with too much left; then nothing
@@ -356,7 +398,7 @@ func TestChangeIsRefused(t *testing.T) {
 	if identity, over, err := l.app.ReadsOver(t.Context()); err != nil || over {
 		t.Errorf("the consumers read over %q, %v", identity, err)
 	}
-	l.reads(nil).await(t, 1)
+	l.reads().await(t, 1)
 }
 
 // TestOneInboxForBothLogs: an event that a process has handled in one log, and could not note it, has no effect in the other one.

@@ -101,7 +101,8 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 		here AS (
 			SELECT m.consumer, m.owner FROM `+l.table("consumer_members")+` AS m
 			JOIN unnest($1::text[], $2::text[]) AS asked (consumer, owner) ON m.consumer = asked.consumer AND m.owner = asked.owner
-			WHERE NOT EXISTS (SELECT FROM `+l.table("consumers")+` AS c WHERE c.consumer = m.consumer AND c.paused_until > clock_timestamp())
+			WHERE NOT EXISTS (SELECT FROM `+l.table("consumers")+` AS c
+				WHERE c.consumer = m.consumer AND c.paused_until > clock_timestamp())
 			ORDER BY m.consumer, m.owner FOR UPDATE OF m SKIP LOCKED),
 		seen AS (
 			UPDATE `+l.table("consumer_members")+` AS m SET seen_until = clock_timestamp() + $6 FROM here

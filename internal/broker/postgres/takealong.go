@@ -18,7 +18,8 @@ const takenMax = 100_000
 // other log before, for an event that comes behind. So what was taken along has positions below zero.
 func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, upTo string, w onTheWay) (n int, err error) {
 	const fresh = `NULL, slot %% $5::smallint, 0, id, coalesce(m ->> '` + typeAttribute + `', ''),
-		coalesce(nullif(m ->> '` + keyAttribute + `', ''), id::text), metadata, payload, '[]'::jsonb, NULL, '[]'::jsonb, now(), NULL, NULL, NULL`
+		coalesce(nullif(m ->> '` + keyAttribute + `', ''), id::text), metadata, payload, '[]'::jsonb, NULL, '[]'::jsonb, now(),
+		NULL, NULL, NULL`
 	tag, err := tx.Exec(ctx, fmt.Sprintf(`WITH
 		shares AS (SELECT * FROM %[1]s WHERE consumer = $1),
 		unread AS (
@@ -42,8 +43,8 @@ func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription,
 		INSERT INTO %[5]s (consumer, key_hash, position, share, state, run_at, attempts, event_id, type, key, metadata, payload, failures,
 			fingerprint, notes, parked_at, dead_at, resolved_at)
 		SELECT $1, key_hash, place, share, coalesce(state, CASE WHEN first THEN 'retry' ELSE 'behind' END),
-			CASE WHEN state IS NULL AND first THEN clock_timestamp() ELSE run_at END, attempts, event_id, type, key, metadata, payload, failures,
-			fingerprint, notes, parked_at, dead_at, resolved_at
+			CASE WHEN state IS NULL AND first THEN clock_timestamp() ELSE run_at END, attempts, event_id, type, key, metadata, payload,
+			failures, fingerprint, notes, parked_at, dead_at, resolved_at
 		FROM lines`,
 		l.table("consumer_shares"), l.topicTable(s.Topic), l.table("parked"), to.topicTable(s.Topic), to.table("parked")),
 		l.perValue, s.Consumer, upTo, w.missing, takenMax+1, shareCount, w.relay, w.refused)
@@ -89,7 +90,7 @@ func (l *Log) onTheWay(ctx context.Context, tx pgx.Tx, from *Log, relay Subscrip
 	known := `EXISTS (SELECT FROM ` + from.table("arrivals") + ` AS a WHERE a.event_id = %s AND a.topic = $2) AS known`
 	err = tx.QueryRow(ctx, `WITH
 		shares AS (SELECT * FROM `+l.table("consumer_shares")+` WHERE consumer = $1),
-		refused AS (SELECT position, event_id, `+fmt.Sprintf(known, "event_id")+` FROM `+l.table("parked")+` WHERE consumer = $1),
+		refused AS (SELECT position, event_id, `+fmt.Sprintf(known, "p.event_id")+` FROM `+l.table("parked")+` AS p WHERE consumer = $1),
 		events AS (
 			SELECT t.position, t.id, recorded_at, NOT (`+unreadByShares+`) AS sent, `+fmt.Sprintf(known, "t.id")+`
 			FROM `+l.topicTable(relay.Topic)+` AS t JOIN shares AS s ON s.share = t.slot % $5::smallint, `+l.sinceSQL()+`

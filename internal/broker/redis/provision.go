@@ -44,7 +44,7 @@ func parseDurability(text string) (durability, error) {
 func (b *Broker) Provision(ctx context.Context, topics ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	if err := b.inspect(ctx); err != nil {
+	if err := b.inspect(ctx, b.client); err != nil {
 		return fmt.Errorf("inspect the server: %w", explain(err))
 	}
 	for _, topic := range topics {
@@ -97,9 +97,15 @@ func markOf(groups *redis.XInfoGroupsCmd) (string, error) {
 	return "", errNoMark
 }
 
+// inspected is a server that is looked at, by a client or by one connection.
+type inspected interface {
+	Info(ctx context.Context, sections ...string) *redis.StringCmd
+	ConfigGet(ctx context.Context, name string) *redis.MapStringStringCmd
+}
+
 // inspect looks at the server and its settings.
-func (b *Broker) inspect(ctx context.Context) error {
-	text, err := b.client.Info(ctx).Result()
+func (b *Broker) inspect(ctx context.Context, server inspected) error {
+	text, err := server.Info(ctx).Result()
 	if err != nil {
 		return err
 	}
@@ -119,17 +125,17 @@ func (b *Broker) inspect(ctx context.Context) error {
 		return refuse("the server drops streams when its memory is full (maxmemory-policy %s); let it have noeviction, "+
 			"which refuses what is new", policy)
 	}
-	return b.inspectDurability(ctx)
+	return b.inspectDurability(ctx, server)
 }
 
 // inspectDurability compares what the URL wants with the server's settings.
-func (b *Broker) inspectDurability(ctx context.Context) error {
+func (b *Broker) inspectDurability(ctx context.Context, server inspected) error {
 	if b.durability == unchecked {
 		return nil
 	}
 	config := make(map[string]string)
 	for _, name := range []string{"appendonly", "appendfsync", "no-appendfsync-on-rewrite"} {
-		values, err := b.client.ConfigGet(ctx, name).Result()
+		values, err := server.ConfigGet(ctx, name).Result()
 		if redis.IsPermissionError(err) || redis.HasErrorPrefix(err, "unknown command") || err == nil && values[name] == "" {
 			return refuse("the server does not tell its settings (CONFIG GET), so whether it keeps what it acknowledges cannot be " +
 				"seen; if you know that it does, or need not, say durability=unchecked in the URL")

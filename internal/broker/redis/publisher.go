@@ -15,7 +15,7 @@ import (
 
 const (
 	// writers is how many pipelines are under way at a time, at most.
-	writers          = 4
+	writers          = 8
 	pipelineMax      = 256 // messages of one
 	pipelineBytesMax = 256 << 10
 	// replicasTimeout is how long a pipeline waits for replicas.

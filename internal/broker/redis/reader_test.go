@@ -1,12 +1,15 @@
 package redis_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,22 +27,35 @@ const readerPatience = 20 * time.Second
 // batchMax is how many messages a reader gives at once when there are more, or a few more than these.
 const batchMax = 1000
 
-// TestStreamThatIsNotTheSame is read from its beginning.
+// TestStreamThatIsNotTheSame is read from its beginning, and told of, since what was not read of the other is lost; also when it
+// has had more events meanwhile than the other.
 func TestStreamThatIsNotTheSame(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	client := server.Client()
 	b := provisioned(t, server.URL())
 	publish(t, b, 1)
-	publish(t, b, 2)
-	_, places := brokertest.Read(t, b, "user", nil, 2)
+	_, places := brokertest.Read(t, b, "user", nil, 1)
 	client.Del(t.Context(), stream)
 	if err := b.Provision(t.Context(), "user"); err != nil {
 		t.Fatal(err)
 	}
-	first := publish(t, b, 3)
-	if got, _ := brokertest.Read(t, b, "user", places, 1); got[0].UUID != first {
-		t.Errorf("after the stream was made anew %s was read first, want %s", got[0].UUID, first)
+	first := publish(t, b, 2)
+	publish(t, b, 3)
+	var log bytes.Buffer
+	telling := openWith(t, server.URL(), slog.New(slog.NewTextHandler(&log, nil)))
+	defer telling.Close()
+	got, after := brokertest.Read(t, telling, "user", places, 2)
+	if got[0].UUID != first || !strings.Contains(log.String(), "the stream is not the one that was read before") {
+		t.Errorf("after the stream was made anew %s was read first, want %s; the log has %q", got[0].UUID, first, &log)
+	}
+
+	// As of a server that has lost its end and given an id again: another event has the id that was read.
+	for partition, place := range after {
+		after[partition] = place[:strings.LastIndex(place, "/")+1] + "another"
+	}
+	if got, _ := brokertest.Read(t, b, "user", after, 2); got[0].UUID != first {
+		t.Errorf("with another event in its place %s was read first, want %s", got[0].UUID, first)
 	}
 }
 
@@ -145,13 +161,7 @@ func TestGapWhileReading(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			url := server.URL() + "?prefix=" + name
 			b := provisioned(t, url)
-			pipeline := client.Pipeline()
-			for n := range events {
-				pipeline.XAdd(t.Context(), &driver.XAddArgs{Stream: name + ":user", Values: []string{"id", fmt.Sprint(n)}})
-			}
-			if _, err := pipeline.Exec(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			fill(t, client, name+":user", events)
 			r, err := b.Reader(t.Context(), "user", nil)
 			if err != nil {
 				t.Fatal(err)
@@ -208,5 +218,69 @@ func TestServerRestartsWhileReading(t *testing.T) {
 	}
 	if got, _ := brokertest.Read(t, b, "user", map[string]string{batch.Partition: batch.Place}, 1); got[0].UUID != id {
 		t.Errorf("read %s, want %s", got[0].UUID, id)
+	}
+}
+
+// TestReaderEndsWithItsConnection, also if that is lost between two requests: the server may have lost what was read, and have
+// got as much anew.
+func TestReaderEndsWithItsConnection(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client()
+	b := provisioned(t, server.URL())
+	const events = 3 * batchMax / 2
+	fill(t, client, stream, events)
+	r, err := b.Reader(t.Context(), "user", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
+	defer cancel()
+	first, err := r.Next(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, same := "", 0
+	eventually(t, "the reader to have read ahead", func() bool {
+		now := requests(t, client)
+		if same++; now != before {
+			before, same = now, 0
+		}
+		return same == 20
+	})
+	server.Kill()
+	server.Start()
+	read := len(first.Messages)
+	for err == nil {
+		var batch broker.Batch
+		batch, err = r.Next(ctx)
+		read += len(batch.Messages)
+	}
+	if ctx.Err() != nil || read == events {
+		t.Errorf("reading went on over another connection: %d of %d, %v", read, events, err)
+	}
+}
+
+// requests is how many of the requests that readers make there have been.
+func requests(t *testing.T, client *driver.Client) string {
+	t.Helper()
+	for line := range strings.Lines(client.Info(t.Context(), "commandstats").Val()) {
+		if calls, _, ok := strings.Cut(line, ",usec"); ok && strings.HasPrefix(calls, "cmdstat_xrange:") {
+			return calls
+		}
+	}
+	return ""
+}
+
+// fill adds so many entries, with their numbers for ids.
+func fill(t *testing.T, client *driver.Client, key string, n int) {
+	t.Helper()
+	pipeline := client.Pipeline()
+	for i := range n {
+		pipeline.XAdd(t.Context(), &driver.XAddArgs{Stream: key, Values: []string{"id", fmt.Sprint(i)}})
+	}
+	if _, err := pipeline.Exec(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

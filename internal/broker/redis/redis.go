@@ -45,6 +45,7 @@ type settings struct {
 	durability durability
 	skipGap    bool
 	security   broker.Security
+	localOnly  bool // clear text stays on this machine, whatever address the sentinels tell
 }
 
 // Kind is redis://, Redis Streams.
@@ -82,6 +83,7 @@ func read(a broker.Address) (s settings, err error) {
 	s.replicas, errs[3] = a.Number("replicas", replicasMax)
 	s.retention, errs[4] = a.Retention(retentionLeast)
 	s.security, errs[5] = a.Security()
+	s.localOnly = !s.security.TLS && a.Parameter("tls", "") == ""
 	errs[6] = a.Choice("provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify)
 	errs[7] = a.Choice("gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap)
 	return s, cmp.Or(errs[:]...)
@@ -143,7 +145,10 @@ func Open(a broker.Address, logger *slog.Logger) (*Broker, error) {
 	redis.SetLogger(&logging.VoidLogger{})
 	b := &Broker{settings: s, logger: logger.With(slog.String("broker", scheme)), offered: make(chan offer)}
 	b.stopped, b.stop = context.WithCancel(context.Background())
-	b.client = redis.NewClient(b.options(b.connect))
+	options := b.options(b.connect)
+	// Behind each connection there may be another server, or one that was started with other settings.
+	options.OnConnect = func(ctx context.Context, conn *redis.Conn) error { return b.inspect(ctx, conn) }
+	b.client = redis.NewClient(options)
 	for range writers {
 		b.running.Go(b.write)
 	}

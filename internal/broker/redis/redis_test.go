@@ -32,11 +32,16 @@ var quiet = slog.New(slog.DiscardHandler)
 
 func open(t *testing.T, url string) *redis.Broker {
 	t.Helper()
+	return openWith(t, url, quiet)
+}
+
+func openWith(t *testing.T, url string, logger *slog.Logger) *redis.Broker {
+	t.Helper()
 	a, err := broker.Parse(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := redis.Open(a, quiet)
+	b, err := redis.Open(a, logger)
 	if err != nil {
 		t.Fatal(err)
 	}

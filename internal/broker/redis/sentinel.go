@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"postbus/internal/broker"
 )
 
 const (
@@ -22,6 +24,10 @@ func (b *Broker) connect(ctx context.Context, network, address string) (net.Conn
 		var err error
 		if address, err = b.primary(ctx); err != nil {
 			return nil, err
+		}
+		if b.localOnly && !(broker.Address{Hosts: []string{address}}).Local() {
+			return nil, refuse("the sentinels tell of a server elsewhere than on this machine; say tls=on in the URL, or tls=off if " +
+				"clear text will do")
 		}
 	}
 	return b.dial(ctx, network, address)
