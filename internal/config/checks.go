@@ -355,7 +355,7 @@ func setWhich(c *Config, value string) error {
 	id, notID := uuid.Parse(rest)
 	switch {
 	case isName(name) && !some:
-	case isName(name) && keyed && key != "" && utf8.ValidString(key):
+	case isName(name) && keyed && key != "":
 		c.WhichKey = key
 	case isName(name) && notID == nil:
 		c.WhichID = id

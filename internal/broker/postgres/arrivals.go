@@ -51,9 +51,12 @@ func (l *Log) Intake(ctx context.Context, topic, owner, identity string) (*Intak
 	i := &Intake{log: l, topic: topic, owner: owner, broker: identity}
 	var places []byte
 	read := func() error {
-		return l.pool.QueryRow(ctx, `SELECT pg_postmaster_start_time(), version, places,
+		return l.pool.QueryRow(ctx, `SELECT `+l.lifeSQL()+`, version, places,
 				broker <> $3 OR coalesce(owner <> $2 AND lease_until > clock_timestamp(), false)
 			FROM `+l.table("intakes")+` WHERE topic = $1`, topic, owner, identity).Scan(&i.server, &i.version, &places, &i.Taken)
+	}
+	if err := l.beginLife(ctx); err != nil {
+		return nil, err
 	}
 	err := read()
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -33,7 +33,7 @@ type feedPlace struct {
 	WindowEnd string `json:"window_end,omitempty"`
 	Position  int64  `json:"position,omitempty"`
 
-	Server time.Time `json:"server"` // its start
+	Server time.Time `json:"server"` // its life
 	At     time.Time `json:"at"`     // when the place was reached, by the server's clock
 }
 
@@ -44,7 +44,10 @@ type feedPlace struct {
 // known by its id. It reports false for a place that the server has certainly gone back behind; then the feed begins at spot.
 func (l *Log) Feed(ctx context.Context, topic, from string, spot Spot) (f *Feed, fits bool, err error) {
 	f = &Feed{from: holder{log: l}, topic: topic}
-	err = l.pool.QueryRow(ctx, `SELECT pg_postmaster_start_time(), clock_timestamp()`).Scan(&f.from.server, &f.began)
+	if err := l.beginLife(ctx); err != nil {
+		return nil, false, err
+	}
+	err = l.pool.QueryRow(ctx, `SELECT `+l.lifeSQL()+`, clock_timestamp()`).Scan(&f.from.server, &f.began)
 	if err != nil {
 		return nil, false, fmt.Errorf("feed of topic %s: %w", topic, err)
 	}

@@ -134,11 +134,14 @@ func (l *Log) noteSQL(condition string) string {
 
 // survey looks at all topics. It is one query, takes no transaction id, and the ages in it are by the database's clock.
 func (l *Log) survey(ctx context.Context) ([]partitions, error) {
+	if err := l.beginLife(ctx); err != nil {
+		return nil, err
+	}
 	rows, err := l.pool.Query(ctx, `SELECT t.topic, coalesce(s.last_value, 0),
 			extract(epoch FROM clock_timestamp() - coalesce(
 				(SELECT max(closed_at) FROM `+l.table("partitions")+` AS c WHERE c.topic = t.topic), t.created_at))::float8,
 			n.number, p.number IS NOT NULL, coalesce(p.attached < pg_snapshot_xmin(pg_current_snapshot()), false), p.fence::text,
-			coalesce(extract(epoch FROM clock_timestamp() - p.closed_at), 0)::float8, pg_postmaster_start_time()
+			coalesce(extract(epoch FROM clock_timestamp() - p.closed_at), 0)::float8, `+l.lifeSQL()+`
 		FROM `+l.table("topics")+` AS t
 		LEFT JOIN pg_sequences AS s ON s.schemaname = $1 AND s.sequencename = $2 || t.topic || $3
 		JOIN pg_inherits AS i ON i.inhparent = to_regclass(format('%I.%I', $1, $2 || t.topic))

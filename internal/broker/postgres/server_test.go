@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,6 +52,75 @@ func TestOlderServerComesBack(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("after the older server came back %d of %d events were delivered: %q", len(got), len(want), got)
 	}
+}
+
+// TestCrashThatTheServerSurvives: a process of the server is killed, so that the server recovers by itself and loses what was
+// not written yet with synchronous_commit off. What commits then has the positions and transaction ids of what was lost, and nobody
+// looks before as many ids were given out again. It is delivered all the same.
+func TestCrashThatTheServerSurvives(t *testing.T) {
+	t.Parallel()
+	l, _ := ownLog(t, Config{Lease: 10 * time.Minute, Poll: time.Hour, Rest: time.Hour, NotifyOff: true}, "reader")
+	withoutAutovacuum(t, l)
+	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
+	publish(t, l, event("k", 0))
+	in.await(t, 1)
+	for _, setting := range []string{"synchronous_commit = off", "bgwriter_lru_maxpages = 0"} {
+		execute(t, l, `alter system set `+setting)
+	}
+	execute(t, l, `select pg_reload_conf()`)
+	eventually(t, "commits not to be waited for", func() bool {
+		var setting string
+		err := l.pool.QueryRow(t.Context(), `show synchronous_commit`).Scan(&setting)
+		return err == nil && setting == "off"
+	})
+	writer := walWriter(t, l)
+	const lost, later = 100, 300
+	for n := range lost {
+		publish(t, l, event("k", 1000+n))
+	}
+	in.await(t, 1+lost)
+	eventually(t, "the place is stored", func() bool { return waitingFor(t, l, "reader") == 0 })
+	crash(t, l, writer)
+	if n := countRows(t, l); n >= lost {
+		t.Fatalf("%d events are there after the crash, so nothing was lost", n)
+	}
+	var want []string
+	for n := range later {
+		silently(t, l, "k", 2000+n)
+		want = append(want, payloads("k", 2000+n, 2000+n)...)
+	}
+	l.Wake("user")
+	eventually(t, "all that was committed after the crash", func() bool {
+		got := slices.DeleteFunc(in.all(), func(payload string) bool { return !slices.Contains(want, payload) })
+		return slices.Equal(got, want)
+	})
+}
+
+// walWriter returns the process of the server that writes what synchronous_commit off leaves to it, stopped.
+func walWriter(t *testing.T, l *Log) (pid int) {
+	t.Helper()
+	if err := l.pool.QueryRow(t.Context(), `select pid from pg_stat_activity where backend_type = 'walwriter'`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// crash kills a process of the server, and returns when the server has recovered.
+func crash(t *testing.T, l *Log, pid int) {
+	t.Helper()
+	witness, err := l.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer witness.Release()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the server to cut its sessions", func() bool { return witness.Ping(t.Context()) != nil })
+	eventuallyConnected(t, l)
 }
 
 // TestRestartedServerHandsOverAtOnce: work that was interrupted by a restart of the server does not wait for its own leases.

@@ -161,7 +161,7 @@ func (l *Log) poll(ctx context.Context) {
 
 // sights are what the looks at topics have shown on a server. The zero value has seen nothing.
 type sights struct {
-	server time.Time // by its start
+	server time.Time // by its life
 	topics map[string]*sight
 }
 
@@ -239,12 +239,12 @@ func (l *Log) look(ctx context.Context, topics []string, s *sights) error {
 	}
 	// Whoever may not see the sequences finds something new each time. A consumer that rests is woken for what it has
 	// parked, and when it was given to another log.
-	rows, err := l.pool.Query(ctx, `SELECT pg_postmaster_start_time(), pg_current_snapshot()::text,
+	rows, err := l.pool.Query(ctx, `SELECT coalesce(`+l.lifeSQL()+`, pg_postmaster_start_time()), pg_current_snapshot()::text,
 			age(pg_snapshot_xmax(pg_current_snapshot())::xid), topic,
 			CASE WHEN has_sequence_privilege(sequence, 'USAGE, SELECT') THEN coalesce(pg_sequence_last_value(sequence), 0) END
 		FROM (SELECT topic, to_regclass(format('%I.%I', $2::text, $3::text || topic || $4::text)) AS sequence
 			FROM unnest($1::text[]) AS topic OFFSET 0) AS topics
-		UNION ALL SELECT pg_postmaster_start_time(), '', 0, '`+dueMark+`' || consumer, NULL FROM `+l.table("consumers")+` AS c
+		UNION ALL SELECT now(), '', 0, '`+dueMark+`' || consumer, NULL FROM `+l.table("consumers")+` AS c
 		WHERE handed_over IS NOT NULL OR EXISTS (SELECT FROM `+l.table("parked")+` AS p
 			WHERE p.consumer = c.consumer AND p.state = 'retry' AND p.run_at <= clock_timestamp())`,
 		topics, l.config.Schema, topicPrefix, positionSuffix)
