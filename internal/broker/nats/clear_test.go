@@ -45,7 +45,7 @@ func elsewhere(t *testing.T) string {
 // listen is a server that tells of another one, says what it is sent as CONNECT, and hangs up.
 func listen(t *testing.T, host, other string, heard chan<- string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0")) //nolint:noctx // of this test
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

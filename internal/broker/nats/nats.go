@@ -190,7 +190,7 @@ func (localDialer) Dial(network, host string) (net.Conn, error) {
 	if !(broker.Address{Hosts: []string{host}}).Local() {
 		return nil, errClearText
 	}
-	return (&net.Dialer{Timeout: nats.DefaultTimeout}).Dial(network, host) //nolint:noctx // the driver has none
+	return (&net.Dialer{Timeout: nats.DefaultTimeout}).Dial(network, host)
 }
 
 // newSession has those who wait for an answer on a connection that was lost try again.

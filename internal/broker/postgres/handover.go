@@ -252,18 +252,9 @@ func (l *Log) ProvisionOver(ctx context.Context, to *Log, consumers, relays []Su
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(provisionLock)); err != nil {
 			return err
 		}
-		reads, isOver, err := l.readsOver(ctx, tx)
-		if over = isOver; err != nil || !over {
+		var err error
+		if over, err = l.readOver(ctx, tx, relays, identity); err != nil || !over {
 			return err
-		}
-		if reads != "" && reads != identity {
-			return &OtherBrokerError{Broker: reads}
-		}
-		if reads == "" { // before it was noted
-			if _, err := tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET broker = $1
-				WHERE handed_over IS NOT NULL OR consumer = ANY ($2)`, identity, names(relays)); err != nil {
-				return err
-			}
 		}
 		stay := make(map[string]bool) // topics
 		for _, r := range relays {
@@ -291,6 +282,21 @@ func (l *Log) ProvisionOver(ctx context.Context, to *Log, consumers, relays []Su
 		return over, fmt.Errorf("provision consumers behind a broker: %w", err)
 	}
 	return over, nil
+}
+
+// readOver tells whether consumers were handed over, to the broker of that identity: which one it was is noted now where it was
+// not noted then.
+func (l *Log) readOver(ctx context.Context, tx pgx.Tx, relays []Subscription, identity string) (over bool, err error) {
+	reads, over, err := l.readsOver(ctx, tx)
+	switch {
+	case err != nil || !over || reads == identity:
+		return over, err
+	case reads != "":
+		return over, &OtherBrokerError{Broker: reads}
+	}
+	_, err = tx.Exec(ctx, `UPDATE `+l.table("consumers")+` SET broker = $1
+		WHERE handed_over IS NOT NULL OR consumer = ANY ($2)`, identity, names(relays))
+	return over, err
 }
 
 // addRelay makes the relay of a topic that came later.

@@ -95,7 +95,8 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 	for owner, a := range byOwner {
 		consumers, owners = append(consumers, a.holder.consumer), append(owners, owner)
 		for _, share := range a.shares {
-			shareConsumers, shareOwners, shares = append(shareConsumers, a.holder.consumer), append(shareOwners, owner), append(shares, share)
+			shareConsumers, shareOwners = append(shareConsumers, a.holder.consumer), append(shareOwners, owner)
+			shares = append(shares, share)
 		}
 	}
 	rows, err := l.pool.Query(ctx, `WITH

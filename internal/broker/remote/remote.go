@@ -126,8 +126,8 @@ func (b *Broker) inspect(ctx context.Context) error {
 	err := b.pool.QueryRow(ctx, `SELECT coalesce(min(name), '') FROM pg_settings
 		WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'`).Scan(&name)
 	if err == nil && name != "" {
-		return &broker.RefusedError{Reason: "the second Postgres has " + name + "=off, and may lose what it has committed when its machine " +
-			"fails; switch it on, or say durability=unchecked in the URL if that is meant"}
+		return &broker.RefusedError{Reason: "the second Postgres has " + name + "=off, and may lose what it has committed when its " +
+			"machine fails; switch it on, or say durability=unchecked in the URL if that is meant"}
 	}
 	return err
 }
