@@ -39,3 +39,18 @@ func TestUsualMetadataIsCut(t *testing.T) {
 		t.Errorf("%s takes the long way", encoded)
 	}
 }
+
+// TestEntryIsWeighedWhileHandedOut, as when a share is given up: the race detector looks on.
+func TestEntryIsWeighedWhileHandedOut(t *testing.T) {
+	t.Parallel()
+	e := &entry{row: row{raw: `{"type":"user.tested"}`, metadata: message.Metadata{typeAttribute: "user.tested"}, payload: []byte("x")}}
+	q := &queue{entries: []*entry{e}}
+	handed := make(chan message.Metadata)
+	go func() { handed <- e.handOut() }()
+	if n, eventType := q.bytes(), e.eventType(); n == 0 || eventType != "user.tested" {
+		t.Errorf("%d bytes of type %q", n, eventType)
+	}
+	if m := <-handed; m[typeAttribute] != "user.tested" {
+		t.Errorf("handed out %q", m)
+	}
+}

@@ -46,7 +46,7 @@ type row struct {
 	after    place
 }
 
-func (r row) key() string {
+func (r *row) key() string {
 	if key := r.metadata.Get(keyAttribute); key != "" {
 		return key
 	}
@@ -54,12 +54,12 @@ func (r row) key() string {
 }
 
 // eventType is what the row's metadata say, whether they were handed out or not.
-func (r row) eventType() string {
+func (r *row) eventType() string {
 	m, _ := decodeMetadata(r.raw) // it was decoded before
 	return m.Get(typeAttribute)
 }
 
-func (r row) bytes() int { return len(r.payload) + metadataBytesEstimate }
+func (r *row) bytes() int { return len(r.payload) + metadataBytesEstimate }
 
 // metadataBytesEstimate is what a row's metadata count towards unackedBytesMax.
 const metadataBytesEstimate = 1 << 10

@@ -352,7 +352,7 @@ func TestLargeMessagesAreBounded(t *testing.T) {
 	}
 	d := newDelivery(holds(t, l, "reader", "test"), func() bool { return true }, make(chan *message.Message))
 	d.join(t.Context(), shares, nil)
-	readUntil(t, l, d, func() bool { return d.bytes+row{payload: make([]byte, 256<<10)}.bytes() > unackedBytesMax })
+	readUntil(t, l, d, func() bool { return d.bytes+(&row{payload: make([]byte, 256<<10)}).bytes() > unackedBytesMax })
 	if d.bytes > unackedBytesMax {
 		t.Errorf("%d bytes are open, the limit is %d", d.bytes, unackedBytesMax)
 	}
