@@ -28,9 +28,9 @@ import (
 const (
 	// pauseFor is how long consumers are paused by one word. It is said again while a change is under way.
 	pauseFor = 10 * time.Second
-	// pausePatience is how long a change waits for what is with handlers, and pauseLook how often it looks.
-	pausePatience = 30 * time.Second
-	pauseLook     = 100 * time.Millisecond
+	// pauseLook is how often a change looks whether they have come to rest. It waits for handlers for as long as one who stops does
+	// (Config.Drain).
+	pauseLook = 100 * time.Millisecond
 )
 
 // UnfinishedError is returned when a consumer cannot change the log that it reads.
@@ -451,7 +451,7 @@ func (l *Log) quietly(ctx context.Context, other *Log, relays []Subscription, ch
 			})
 		}
 		var unfinished *UnfinishedError
-		if !errors.As(err, &unfinished) || unfinished.Owner == "" || time.Since(began) > pausePatience {
+		if !errors.As(err, &unfinished) || unfinished.Owner == "" || time.Since(began) > l.config.Drain {
 			return err
 		}
 		if err := pause(ctx, pauseLook); err != nil {

@@ -29,8 +29,12 @@ type twoLogs struct {
 
 func newTwoLogs(t *testing.T) twoLogs {
 	t.Helper()
+	return newTwoLogsWith(t, Config{Lease: time.Second})
+}
+
+func newTwoLogsWith(t *testing.T, config Config) twoLogs {
+	t.Helper()
 	pool := pgtest.New(t, Migrations(DefaultSchema), Migrations("inbound"))
-	config := Config{Lease: time.Second}
 	app := openLog(t, pool, config, "mailer")
 	config.Schema, config.Inbox = "inbound", DefaultSchema
 	return twoLogs{t, app, openLog(t, pool, config)}
@@ -393,8 +397,28 @@ func TestWhatABrokerRefusesIsTakenBack(t *testing.T) {
 	l.want(l.reads(nil), append(all, last)...)
 }
 
-// TestChangeIsRefused where consumers read over another broker, while a handler does not end, and with too much left; then nothing
-// has changed, and the consumers are at work again.
+// TestChangeWaitsForAHandler, and when it does not end in time nothing has changed, and the consumer goes on.
+func TestChangeWaitsForAHandler(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogsWith(t, Config{Lease: time.Second, Drain: 2 * time.Second})
+	begun, end := make(chan struct{}, 1), make(chan struct{})
+	in := l.reads(func(*message.Message) bool { begun <- struct{}{}; <-end; return true })
+	first := event("a", 1)
+	publish(t, l.app, first)
+	<-begun
+	var unfinished *UnfinishedError
+	if _, err := l.app.HandOver(t.Context(), l.inbound, relayOfUsers, "one"); !errors.As(err, &unfinished) || unfinished.Owner == "" {
+		t.Errorf("beside a handler: %v", err)
+	}
+	time.AfterFunc(500*time.Millisecond, func() { close(end) })
+	if c := l.handOver(); !slices.Equal(c.Taken, []Taken{{"mailer", 0}}) {
+		t.Errorf("it did %+v", c)
+	}
+	l.want(in, first)
+}
+
+// TestChangeIsRefused where consumers read over another broker, and with too much left; then nothing has changed, and the
+// consumers are at work again.
 func TestChangeIsRefused(t *testing.T) {
 	t.Parallel()
 	l := newTwoLogs(t)

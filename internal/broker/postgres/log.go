@@ -48,7 +48,7 @@ type Config struct {
 	// Rest is after how long without an event a consumer gives up its leases and costs nothing until the next one.
 	// Default: 10 s.
 	Rest time.Duration
-	// Drain is how long a subscriber that is closed waits for the handlers that run. Default: 20 s.
+	// Drain is how long a subscriber that is closed waits for the handlers that run, and a change to another log. Default: 20 s.
 	Drain time.Duration
 	// RetryMin and RetryMax bound the wait before a message that was refused is delivered again; it doubles each time.
 	// Default: 250 ms and 1 min.
