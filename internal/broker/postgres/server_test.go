@@ -258,12 +258,10 @@ func TestPartitionsOfAnotherServer(t *testing.T) {
 	}
 	maintain(t, l)
 	var snapshot string
-	if err := l.pool.QueryRow(t.Context(), `select pg_current_snapshot()::text`).Scan(&snapshot); err != nil {
-		t.Fatal(err)
-	}
-	if at := l.seals.before(topics[0].server, "user", snapshot); at != firstPosition(1) {
-		t.Errorf("here the topic is sealed up to %d, not %d", at, firstPosition(1))
-	}
+	eventually(t, "the end of transactions that were open when the partition was closed", func() bool {
+		err := l.pool.QueryRow(t.Context(), `select pg_current_snapshot()::text`).Scan(&snapshot)
+		return err == nil && l.seals.before(topics[0].server, "user", snapshot) == firstPosition(1)
+	})
 	if at := l.seals.before(elsewhere.server, "user", snapshot); at != 0 {
 		t.Errorf("on another server the topic is sealed up to %d", at)
 	}
