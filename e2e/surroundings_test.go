@@ -52,7 +52,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"broker of a later version": {
 			consumer, nil, settings{"BROKER_URL": "pulsar://user:" + passwordMarker + "@localhost"}, 2,
-			"postbus consumer: BROKER_URL must begin with nats:// or kafka:// or redis:// or postgres:// or memory://; no other broker is supported by this version",
+			"postbus consumer: BROKER_URL must begin with nats:// or kafka:// or amqp:// or redis:// or postgres:// or memory://; no other broker is supported by this version",
 		},
 		"no secret key": {
 			app, nil, settings{"DATABASE_URL": database}, 2,

@@ -6,6 +6,7 @@ const (
 	modPgx          = "github.com/jackc/pgx/v5"
 	modWatermill    = "github.com/ThreeDotsLabs/watermill"
 	modFranz        = "github.com/twmb/franz-go"
+	modAMQP         = "github.com/rabbitmq/amqp091-go"
 	modWatermillSQL = "github.com/ThreeDotsLabs/watermill-sql/v3"
 )
 
@@ -41,6 +42,7 @@ var table = []row{
 	{pkg: "internal/broker", may: []string{"internal/broker/...", modWatermill}},
 	{pkg: "internal/broker/memory", may: []string{"internal/broker", modWatermill}},
 	{pkg: "internal/broker/nats", may: []string{"internal/broker", modWatermill, "github.com/nats-io/nats.go"}},
+	{pkg: "internal/broker/amqp", may: []string{"internal/broker", modWatermill, modAMQP}},
 	{pkg: "internal/broker/redis", may: []string{"internal/broker", modWatermill, "github.com/redis/go-redis/v9"}},
 	{pkg: "internal/broker/kafka", may: []string{"internal/broker", modWatermill, modFranz}},
 	{pkg: "internal/broker/remote", may: []string{"internal/broker", "internal/broker/postgres", "internal/migrate", modWatermill, modPgx}},
@@ -72,6 +74,7 @@ var table = []row{
 	{pkg: "internal/natstest", may: []string{"github.com/nats-io/nats.go"}},
 	{pkg: "internal/redistest", may: []string{"github.com/redis/go-redis/v9"}},
 	{pkg: "internal/kafkatest", may: []string{modFranz}},
+	{pkg: "internal/rabbittest", may: []string{"internal/broker/brokertest", modAMQP}},
 	{pkg: "internal/broker/brokertest", may: []string{"internal/broker", modUUID, modWatermill}},
 	{pkg: "internal/pgtest", may: []string{"internal/localpg", "internal/migrate", modUUID, modPgx, "golang.org/x/sys"}},
 	{pkg: "internal/bustest", may: []string{
@@ -87,6 +90,7 @@ var testOnly = []string{
 	"internal/natstest",
 	"internal/redistest",
 	"internal/kafkatest",
+	"internal/rabbittest",
 	"internal/broker/brokertest",
 	"github.com/emersion/go-smtp",
 	"github.com/emersion/go-sasl",

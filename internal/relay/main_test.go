@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"postbus/internal/broker"
+	"postbus/internal/broker/amqp"
 	"postbus/internal/broker/kafka"
 	"postbus/internal/broker/nats"
 	"postbus/internal/broker/postgres"
@@ -90,7 +91,7 @@ func TestMain(m *testing.M) {
 
 // kinds are the brokers that events are carried by here.
 func kinds() []broker.Kind {
-	return []broker.Kind{nats.Kind(), kafka.Kind(), redis.Kind(), remote.Kind()}
+	return []broker.Kind{nats.Kind(), kafka.Kind(), amqp.Kind(), redis.Kind(), remote.Kind()}
 }
 
 // carry is the main function of a carrier.

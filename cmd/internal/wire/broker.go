@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"postbus/internal/broker"
+	"postbus/internal/broker/amqp"
 	"postbus/internal/broker/kafka"
 	"postbus/internal/broker/memory"
 	"postbus/internal/broker/nats"
@@ -33,7 +34,7 @@ var errNeedsBroker = errors.New("the consumers of this database read from a brok
 
 // kinds are the brokers that a BROKER_URL can name.
 func kinds() []broker.Kind {
-	return []broker.Kind{nats.Kind(), kafka.Kind(), redis.Kind(), remote.Kind(), memory.Kind()}
+	return []broker.Kind{nats.Kind(), kafka.Kind(), amqp.Kind(), redis.Kind(), remote.Kind(), memory.Kind()}
 }
 
 // checkBroker checks BROKER_URL, before anything is made.

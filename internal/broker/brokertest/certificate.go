@@ -16,7 +16,7 @@ import (
 )
 
 // SelfSigned writes a certificate for 127.0.0.1 that is its own authority, and its key, to files.
-func SelfSigned(t *testing.T) (certificate, key string) {
+func SelfSigned(t testing.TB) (certificate, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
