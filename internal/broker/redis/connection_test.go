@@ -1,8 +1,11 @@
 package redis_test
 
 import (
+	"bufio"
 	"errors"
 	"net"
+	"strconv"
+	"strings"
 	"testing"
 
 	"postbus/internal/broker"
@@ -54,13 +57,39 @@ func TestClearTextStaysHere(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if _, err := conn.Read(make([]byte, 1<<10)); err == nil {
-				_, _ = conn.Write([]byte("*2\r\n$9\r\n192.0.2.1\r\n$4\r\n6379\r\n"))
-			}
-			_ = conn.Close()
+			go tellElsewhere(conn)
 		}
 	}()
 	refuses(t, "redis://ann:secretword@"+sentinel.Addr().String()+"?master=shop", "the sentinels tell of a server elsewhere")
+}
+
+// tellElsewhere answers as a sentinel that knows a server at an address that nobody has.
+func tellElsewhere(conn net.Conn) {
+	defer conn.Close()
+	words := 0 // of a command that are to come yet
+	told := false
+	for lines := bufio.NewScanner(conn); lines.Scan(); {
+		text := lines.Text()
+		switch {
+		case strings.HasPrefix(text, "*"):
+			words, _ = strconv.Atoi(text[1:])
+			told = false
+			continue
+		case strings.HasPrefix(text, "$"):
+			continue
+		}
+		told = told || text == "get-master-addr-by-name"
+		if words--; words > 0 {
+			continue
+		}
+		answer := "-ERR unknown command\r\n"
+		if told {
+			answer = "*2\r\n$9\r\n192.0.2.1\r\n$4\r\n6379\r\n"
+		}
+		if _, err := conn.Write([]byte(answer)); err != nil {
+			return
+		}
+	}
 }
 
 // TestUserOfAnotherDatabase has to be allowed to select it, beside what docs/brokers.md names for all.
