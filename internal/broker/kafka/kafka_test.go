@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kversion"
 	"go.uber.org/goleak"
 
 	"postbus/internal/broker"
@@ -83,10 +84,13 @@ func publish(t *testing.T, b broker.Broker, key string, n int) string {
 
 func TestBroker(t *testing.T) {
 	t.Parallel()
-	for name, brokers := range map[string]int{"one": 1, "three": 3} {
+	for name, test := range map[string]struct {
+		brokers  int
+		versions *kversion.Versions
+	}{"one": {1, kversion.Stable()}, "three": {3, kversion.Stable()}, "old": {1, kversion.V2_8_0()}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := cluster(t, brokers)
+			c := cluster(t, test.brokers, kfake.MaxVersions(test.versions))
 			brokertest.Run(t, kafka.Kind().Capabilities, func(t *testing.T) func() broker.Broker {
 				t.Helper()
 				prefix := strings.ToLower(strings.Map(func(r rune) rune {

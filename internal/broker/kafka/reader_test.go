@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"postbus/internal/broker"
 	"postbus/internal/broker/brokertest"
@@ -72,6 +73,7 @@ func TestTopicThatIsNotTheSame(t *testing.T) {
 	for what, change := range map[string]func(parts []string){
 		"another message in its place": func(parts []string) { parts[2] = "1" },
 		"its end gone":                 func(parts []string) { parts[1] = "7" },
+		"another topic of its name":    func(parts []string) { parts[0] = strings.Repeat("0", 32) },
 	} {
 		lost := maps.Clone(fresh)
 		for partition, place := range lost {
@@ -88,7 +90,16 @@ func TestTopicThatIsNotTheSame(t *testing.T) {
 // TestTopicIsMadeAnewWhileRead: the reader ends, and the next one reads what has come since.
 func TestTopicIsMadeAnewWhileRead(t *testing.T) {
 	t.Parallel()
-	c := cluster(t, 1)
+	for name, versions := range map[string]*kversion.Versions{"2.8": kversion.V2_8_0(), "now": kversion.Stable()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			madeAnewWhileRead(t, cluster(t, 1, kfake.MaxVersions(versions)))
+		})
+	}
+}
+
+func madeAnewWhileRead(t *testing.T, c *kfake.Cluster) {
+	t.Helper()
 	b := provisioned(t, urlOf(c))
 	publish(t, b, "k", 1)
 	r := reader(t, b, nil)
