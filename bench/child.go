@@ -82,7 +82,7 @@ func roles() map[string]role {
 	return map[string]role{
 		"drain": drainRole, "window": windowRole, "bursts": burstsRole, "topics": topicsRole, "latency": latencyRole,
 		"idle": idleRole, "steady": steadyRole, "retention": retentionRole, "nats": natsServerRole,
-		"relay": relayRole,
+		"relay": relayRole, "rabbit": rabbitServerRole,
 	}
 }
 

@@ -31,9 +31,11 @@ func relayFigure() figure {
 			"rate until the broker has acknowledged the last. The forwarder is given 20 s; what it has not handled by then does not count. " +
 			"Alike are: commits are synchronous in both Postgres servers; the broker, a process of its own, acknowledges each message to " +
 			"whoever relays, who waits for it; NATS keeps it in files, which it synchronises every two minutes, and knows repeats by " +
-			"the message id for two minutes; Redis synchronises its append-only file before it answers. Not alike: postbus keeps the " +
+			"the message id for two minutes; Redis synchronises its append-only file before it answers; RabbitMQ " +
+			"confirms, with postbus what is in a stream, which it does not synchronise, with the forwarder what is in a durable " +
+			"queue. Not alike: postbus keeps the " +
 			"order of a key, stores an event twice in Postgres and moves its place every 50 ms at most; the forwarder stores it once " +
-			"there, has its offset in the transaction that it holds open for 100 messages, and with NATS and Redis keeps no order at " +
+			"there, has its offset in the transaction that it holds open for 100 messages, and but for Postgres keeps no order at " +
 			"the end. Memory and CPU time are the process's, without Postgres and the broker. Kafka is left out: what runs here, " +
 			"franz-go's kfake, keeps nothing.",
 		metrics: []metric{{"rate", "events/s"}, {"relayed", "events/s"}, {"cpu", "µs/event"}, {"memory", "MB"}},

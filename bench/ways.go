@@ -14,6 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"postbus/internal/broker"
+	"postbus/internal/broker/amqp"
 	"postbus/internal/broker/nats"
 	"postbus/internal/broker/redis"
 	"postbus/internal/broker/remote"
@@ -45,6 +46,7 @@ func ways() []way {
 		{"Postgres", remote.Kind(), startSecondPostgres, provisionSecondPostgres, connectSecondPostgres},
 		{"NATS", nats.Kind(), startNATS, provisionNATS, connectNATS},
 		{"Redis", redis.Kind(), startDurableRedis, provisionRedis, connectRedis},
+		{"RabbitMQ", amqp.Kind(), startRabbit, provisionRabbit, connectRabbit},
 	}
 }
 
@@ -159,11 +161,16 @@ func connectSecondPostgres(url string) (endpoints, error) {
 
 // startNATS runs a NATS server in a process of its own.
 func startNATS(ctx context.Context, b *bench, p *prepared, kind string) (string, error) {
+	return b.serve(ctx, p, "nats", kind)
+}
+
+// serve has a process of its own run a server in a directory of its own, until p is closed, and returns its URL.
+func (b *bench) serve(ctx context.Context, p *prepared, role, kind string) (string, error) {
 	dir, err := b.scratch(p)
 	if err != nil {
 		return "", err
 	}
-	server, err := b.start(ctx, request{Role: "nats", Kind: kind, URL: dir})
+	server, err := b.start(ctx, request{Role: role, Kind: kind, URL: dir})
 	if err != nil {
 		return "", err
 	}
