@@ -338,11 +338,9 @@ func TestURLs(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", url, err)
 		}
-		got := ""
+		got := amqp.Kind().Identity(a)
 		if err := amqp.Kind().Check(a); err != nil {
 			got = err.Error()
-		} else {
-			got = amqp.Kind().Identity(a)
 		}
 		if !strings.HasPrefix(got, want) {
 			t.Errorf("%s: %q, want %q", url, got, want)
