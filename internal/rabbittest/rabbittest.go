@@ -49,7 +49,7 @@ func program() string {
 // Whom a server lets in, and where to.
 const (
 	User     = "ann"
-	Password = "se:cr@t word"
+	Password = "se:cr@t word" //nolint:gosec // of a server in a test
 	VHost    = "shop"
 )
 
@@ -264,7 +264,8 @@ func (s *Server) Signal(signal syscall.Signal) { _ = syscall.Kill(s.server, sign
 func (s *Server) Control(arguments ...string) {
 	s.t.Helper()
 	arguments = append([]string{"--node", node}, arguments...)
-	order := exec.CommandContext(s.t.Context(), filepath.Join(filepath.Dir(s.path), "rabbitmqctl"), arguments...) //nolint:gosec // beside the server
+	tool := filepath.Join(filepath.Dir(s.path), "rabbitmqctl")
+	order := exec.CommandContext(s.t.Context(), tool, arguments...) //nolint:gosec // beside the server
 	order.Env = s.environment()
 	if out, err := order.CombinedOutput(); err != nil {
 		s.t.Fatalf("rabbitmqctl %q: %v\n%s", arguments, err, out)

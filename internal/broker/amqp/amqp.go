@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	scheme       = "amqp"
-	replicasMax  = 9
-	retentionMin = time.Minute
+	scheme         = "amqp"
+	replicasMax    = 9
+	retentionLeast = time.Minute
 	// guest is whom a new server lets in, from its own machine only.
 	guest = "guest"
 	// requestTimeout is for what the server has to answer.
@@ -72,7 +72,7 @@ func read(a broker.Address) (s settings, err error) {
 	s.vhost, errs[0] = vhost(a.Path)
 	s.prefix, errs[1] = a.Prefix()
 	s.replicas, errs[2] = a.Number("replicas", replicasMax)
-	s.retention, errs[3] = a.Retention(retentionMin)
+	s.retention, errs[3] = a.Retention(retentionLeast)
 	s.security, errs[4] = a.Security()
 	errs[5] = a.Choice("provision", "create", map[string]bool{"create": false, "verify": true}, &s.verify)
 	errs[6] = a.Choice("gap", "stop", map[string]bool{"stop": false, "skip": true}, &s.skipGap)

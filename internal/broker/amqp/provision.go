@@ -68,7 +68,9 @@ func (b *Broker) tryLarge(l *link) error {
 		b.takesLarge.Store(true)
 	case why := <-closed:
 		if why != nil && why.Server && why.Code == amqp.PreconditionFailed {
-			return &broker.RefusedError{Reason: "the server takes no messages as large as an event may be (max_message_size): " + why.Reason}
+			return &broker.RefusedError{
+				Reason: "the server takes no messages as large as an event may be (max_message_size): " + why.Reason,
+			}
 		}
 		return lost(why)
 	case <-blocked:

@@ -339,7 +339,7 @@ func (r *reader) pass(ctx context.Context, before int64) error {
 	if missing <= 0 {
 		return nil
 	}
-	gap := &broker.GapError{Partition: r.partition, Events: uint64(missing)} //nolint:gosec // it is more than 0
+	gap := &broker.GapError{Partition: r.partition, Events: uint64(missing)}
 	if !r.broker.skipGap {
 		return gap
 	}

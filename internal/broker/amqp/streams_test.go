@@ -1,7 +1,6 @@
 package amqp_test
 
 import (
-	"context"
 	"errors"
 	"maps"
 	"slices"
@@ -108,22 +107,7 @@ func TestGapIsNotPassedOver(t *testing.T) {
 		t.Errorf("reading over a gap up to %d: %v", begin, err)
 	}
 	last := publish(t, b, 1000)
-	r, err := provisioned(t, server, "&provision=verify&gap=skip").Reader(t.Context(), "user", places)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for {
-		batch, err := r.Next(ctx)
-		if err != nil {
-			t.Fatalf("reading on behind the gap: %v", err)
-		}
-		if slices.Contains(ids(batch.Messages), last) {
-			return
-		}
-	}
+	readUntil(t, provisioned(t, server, "&provision=verify&gap=skip"), places, last)
 }
 
 // TestStreamsOfOthers: what would lose events that it acknowledges is refused with the difference.
