@@ -528,6 +528,23 @@ func TestTopicsThatOnlySomeProgramsHave(t *testing.T) {
 	}
 }
 
+// TestAnyMetadataAreTakenAlong, also what Postgres has no text for.
+func TestAnyMetadataAreTakenAlong(t *testing.T) {
+	t.Parallel()
+	l := newTwoLogs(t)
+	const key = `a\u0000` // which is no NUL
+	all := eventsOf(key, 1, 2)
+	all[0].Metadata.Set("note", "\x00")
+	publish(t, l.app, all...)
+	l.handOver()
+	var lines int
+	err := l.app.pool.QueryRow(t.Context(), `select count(*) from inbound.parked where key = $1`, key).Scan(&lines)
+	if err != nil || lines != len(all) {
+		t.Errorf("%d are in the line of their key, %v", lines, err)
+	}
+	l.want(l.reads(nil), all...)
+}
+
 // TestPauseWaitsForNobody: two commands at once, or several programs at their first start, do not wait for each other's consumers.
 func TestPauseWaitsForNobody(t *testing.T) {
 	t.Parallel()

@@ -17,6 +17,8 @@ const takenMax = 100_000
 // Rows of a line are in the order of their positions, and a transaction that is under way may have drawn any position of the
 // other log before, for an event that comes behind. So what was taken along has positions below zero.
 func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, upTo string, w onTheWay) (n int, err error) {
+	// Postgres makes no text of a JSON document with a NUL in it. A backslash before it may be one that stands for itself.
+	const attributes = `LATERAL (SELECT regexp_replace(metadata, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g')::json) AS attributes (m)`
 	const fresh = `NULL, slot %% $5::smallint, 0, id, coalesce(m ->> '` + typeAttribute + `', ''),
 		coalesce(nullif(m ->> '` + keyAttribute + `', ''), id::text), metadata, payload, '[]'::jsonb, NULL, '[]'::jsonb, now(),
 		NULL, NULL, NULL`
@@ -33,8 +35,8 @@ func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription,
 			SELECT 0 AS part, position, state, share, attempts, event_id, type, key, metadata, payload, failures, fingerprint, notes,
 				parked_at, run_at, dead_at, resolved_at
 			FROM (SELECT * FROM %[3]s WHERE consumer = $1 LIMIT $4) AS parked
-			UNION ALL SELECT 1, position, `+fresh+` FROM unread, LATERAL (SELECT metadata::json) AS attributes (m)
-			UNION ALL SELECT 2, position, `+fresh+` FROM missing, LATERAL (SELECT metadata::json) AS attributes (m)),
+			UNION ALL SELECT 1, position, `+fresh+` FROM unread, `+attributes+`
+			UNION ALL SELECT 2, position, `+fresh+` FROM missing, `+attributes+`),
 		lines AS (
 			SELECT *, md5(convert_to(key, 'UTF8'))::uuid AS key_hash,
 				row_number() OVER (ORDER BY part, position) - 1 - count(*) OVER () AS place,
