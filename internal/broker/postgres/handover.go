@@ -38,12 +38,16 @@ type UnfinishedError struct {
 	Consumer string
 	Owner    string // a process that is still handling something for it
 	Left     int    // more than so many events are left to it, if no process is
+	Bytes    int    // or more than so many bytes of them
 }
 
 // Error says what stands in the way.
 func (e *UnfinishedError) Error() string {
 	if e.Owner != "" {
 		return fmt.Sprintf("consumer %s is still handling events in %s", e.Consumer, e.Owner)
+	}
+	if e.Bytes > 0 {
+		return fmt.Sprintf("consumer %s has events of more than %d bytes left, parked or on their way", e.Consumer, e.Bytes)
 	}
 	return fmt.Sprintf("consumer %s has more than %d events left, parked or on their way", e.Consumer, e.Left)
 }

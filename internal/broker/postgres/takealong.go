@@ -7,8 +7,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// takenMax is how many events a consumer takes along from one log to the other, at most.
-const takenMax = 100_000
+// Limits on what a consumer takes along from one log to the other.
+const (
+	takenMax      = 100_000   // events
+	takenBytesMax = 256 << 20 // of their payloads and metadata
+)
 
 // takeAlong moves what a consumer has left in this log into lines of the other one (parking.go): what is parked as it is; behind
 // it what it has not handled of what the snapshot sees; and behind that what is missing of the other log. It returns how many
@@ -17,10 +20,13 @@ const takenMax = 100_000
 // Rows of a line are in the order of their positions, and a transaction that is under way may have drawn any position of the
 // other log before, for an event that comes behind. So what was taken along has positions below zero.
 func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription, upTo string, w onTheWay) (n int, err error) {
+	// Postgres makes no text of a JSON document with a NUL in it. A backslash before it may be one that stands for itself.
+	const attributes = `LATERAL (SELECT regexp_replace(metadata, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g')::json) AS attributes (m)`
 	const fresh = `NULL, slot %% $5::smallint, 0, id, coalesce(m ->> '` + typeAttribute + `', ''),
 		coalesce(nullif(m ->> '` + keyAttribute + `', ''), id::text), metadata, payload, '[]'::jsonb, NULL, '[]'::jsonb, now(),
 		NULL, NULL, NULL`
-	tag, err := tx.Exec(ctx, fmt.Sprintf(`WITH
+	var bytes int64
+	err = tx.QueryRow(ctx, fmt.Sprintf(`WITH
 		shares AS (SELECT * FROM %[1]s WHERE consumer = $1),
 		unread AS (
 			SELECT t.position, t.slot, t.id, t.metadata, t.payload FROM %[2]s AS t JOIN shares AS s ON s.share = t.slot %% $5::smallint
@@ -33,25 +39,30 @@ func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription,
 			SELECT 0 AS part, position, state, share, attempts, event_id, type, key, metadata, payload, failures, fingerprint, notes,
 				parked_at, run_at, dead_at, resolved_at
 			FROM (SELECT * FROM %[3]s WHERE consumer = $1 LIMIT $4) AS parked
-			UNION ALL SELECT 1, position, `+fresh+` FROM unread, LATERAL (SELECT metadata::json) AS attributes (m)
-			UNION ALL SELECT 2, position, `+fresh+` FROM missing, LATERAL (SELECT metadata::json) AS attributes (m)),
+			UNION ALL SELECT 1, position, `+fresh+` FROM unread, `+attributes+`
+			UNION ALL SELECT 2, position, `+fresh+` FROM missing, `+attributes+`),
+		size AS (SELECT coalesce(sum(octet_length(payload) + octet_length(metadata)), 0)::bigint AS bytes FROM kept),
 		lines AS (
 			SELECT *, md5(convert_to(key, 'UTF8'))::uuid AS key_hash,
 				row_number() OVER (ORDER BY part, position) - 1 - count(*) OVER () AS place,
 				row_number() OVER (PARTITION BY key, coalesce(state = 'dead', false) ORDER BY part, position) = 1 AS first
-			FROM kept)
-		INSERT INTO %[5]s (consumer, key_hash, position, share, state, run_at, attempts, event_id, type, key, metadata, payload, failures,
+			FROM kept WHERE (SELECT bytes FROM size) <= $8),
+		taken AS (INSERT INTO %[5]s (consumer, key_hash, position, share, state, run_at, attempts, event_id, type, key, metadata, payload, failures,
 			fingerprint, notes, parked_at, dead_at, resolved_at)
 		SELECT $1, key_hash, place, share, coalesce(state, CASE WHEN first THEN 'retry' ELSE 'behind' END),
 			CASE WHEN state IS NULL AND first THEN clock_timestamp() ELSE run_at END, attempts, event_id, type, key, metadata, payload,
 			failures, fingerprint, notes, parked_at, dead_at, resolved_at
-		FROM lines`,
+		FROM lines RETURNING 1)
+		SELECT (SELECT count(*) FROM taken), bytes FROM size`,
 		l.table("consumer_shares"), l.topicTable(s.Topic), l.table("parked"), to.topicTable(s.Topic), to.table("parked")),
-		l.perValue, s.Consumer, upTo, w.missing, takenMax+1, shareCount, w.relay, w.refused)
+		l.perValue, s.Consumer, upTo, w.missing, takenMax+1, shareCount, w.relay, w.refused, takenBytesMax).Scan(&n, &bytes)
 	if err != nil {
 		return 0, fmt.Errorf("take along what is left to %s: %w", s.Consumer, err)
 	}
-	if n = int(tag.RowsAffected()); n > takenMax {
+	switch {
+	case bytes > takenBytesMax:
+		return 0, &UnfinishedError{Consumer: s.Consumer, Bytes: takenBytesMax}
+	case n > takenMax:
 		return 0, &UnfinishedError{Consumer: s.Consumer, Left: takenMax}
 	}
 	if _, err := tx.Exec(ctx, `DELETE FROM `+l.table("parked")+` WHERE consumer = $1`, s.Consumer); err != nil {
