@@ -47,8 +47,8 @@ func (l *Log) takeAlong(ctx context.Context, tx pgx.Tx, to *Log, s Subscription,
 				row_number() OVER (ORDER BY part, position) - 1 - count(*) OVER () AS place,
 				row_number() OVER (PARTITION BY key, coalesce(state = 'dead', false) ORDER BY part, position) = 1 AS first
 			FROM kept WHERE (SELECT bytes FROM size) <= $8),
-		taken AS (INSERT INTO %[5]s (consumer, key_hash, position, share, state, run_at, attempts, event_id, type, key, metadata, payload, failures,
-			fingerprint, notes, parked_at, dead_at, resolved_at)
+		taken AS (INSERT INTO %[5]s (consumer, key_hash, position, share, state, run_at, attempts, event_id, type, key, metadata, payload,
+			failures, fingerprint, notes, parked_at, dead_at, resolved_at)
 		SELECT $1, key_hash, place, share, coalesce(state, CASE WHEN first THEN 'retry' ELSE 'behind' END),
 			CASE WHEN state IS NULL AND first THEN clock_timestamp() ELSE run_at END, attempts, event_id, type, key, metadata, payload,
 			failures, fingerprint, notes, parked_at, dead_at, resolved_at
