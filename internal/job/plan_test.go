@@ -65,7 +65,7 @@ func TestManyScheduledJobsCostNothing(t *testing.T) {
 	table := newTable(t, Config{})
 	many(t, table, 50_000, "state, run_at", "'waiting', now() + interval '1 day' + i * interval '1 second'")
 	execute(t, table.pool, `analyze postbus.jobs`)
-	_, queues, levels, from := lookerOf(table).looks()
+	queues, levels, from := lookerOf(table).looks()
 	explain(t, table, table.sql.due, queues, levels, from, table.config.Poll.Microseconds()).check(t, "a look", 100)
 	explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), make([]time.Time, len(priorities())), int64(1_000_000)).
 		check(t, "a take", 100)

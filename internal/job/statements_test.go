@@ -195,7 +195,7 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	}
 }
 
-// TestOpenTransactionDoesNotSlowTheLooks: it is the same with what waits to be due, also where nothing is.
+// TestOpenTransactionDoesNotSlowTheLooks: the look for what becomes due begins where takes do.
 func TestOpenTransactionDoesNotSlowTheLooks(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{})
@@ -211,17 +211,20 @@ func TestOpenTransactionDoesNotSlowTheLooks(t *testing.T) {
 	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now()`)
 	w := lookerOf(table)
 	look := func() plan {
-		_, queues, levels, from := w.looks()
+		queues, levels, from := w.looks()
 		return explain(t, table, table.sql.due, queues, levels, from, table.config.Poll.Microseconds())
 	}
 	if p := look(); p.blocks < 500 {
 		t.Errorf("a look from the beginning took %d blocks: nothing was tried", p.blocks)
 	}
-	w.floors[DefaultQueue].at = make([]time.Time, len(priorities())) // as after a slow look that has told nothing
-	w.floors[DefaultQueue].rescan = time.Now().Add(time.Hour)
-	if err := w.lookForDue(t.Context()); err != nil {
-		t.Fatal(err)
+	enqueue(t, table, "first")
+	f := w.floors[DefaultQueue]
+	first := f.next(time.Now().Add(-slowTake))
+	found, err := table.take(t.Context(), "w", DefaultQueue, 10, first.from)
+	if err != nil || len(found) != 1 {
+		t.Fatalf("took %d jobs, %v", len(found), err)
 	}
+	f.looked(first, reachedBy(found))
 	look().check(t, "a look", 150)
 }
 

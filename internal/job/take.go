@@ -117,8 +117,7 @@ func (f *floors) next(now time.Time) looking {
 	return looking{asked: now, from: make([]time.Time, len(priorities())), whole: true}
 }
 
-// looked notes how far a look has come in each priority, by the database's clock: up to there nothing was left but what it
-// found. The zero time tells nothing.
+// looked notes how far a take has come in each priority, by the database's clock. The zero time tells nothing.
 func (f *floors) looked(l looking, reached []time.Time) {
 	took := time.Since(l.asked)
 	switch {

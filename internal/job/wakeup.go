@@ -113,8 +113,8 @@ func (w *worker) watchDue(ctx context.Context) {
 }
 
 func (w *worker) lookForDue(ctx context.Context) error {
-	looks, queues, levels, from := w.looks()
-	if len(looks) == 0 {
+	queues, levels, from := w.looks()
+	if len(queues) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.table.config.Lease)
@@ -124,68 +124,46 @@ func (w *worker) lookForDue(ctx context.Context) error {
 		return fmt.Errorf("look for due jobs: %w", err)
 	}
 	var queue string
-	var reached time.Time
-	var wait *int64
-	ends := make(map[string][]time.Time, len(looks))
-	next := make(map[string]time.Duration)
-	_, err = pgx.ForEachRow(rows, []any{&queue, &reached, &wait}, func() error {
-		ends[queue] = append(ends[queue], reached)
-		if wait == nil {
+	var wait int64
+	_, err = pgx.ForEachRow(rows, []any{&queue, &wait}, func() error {
+		if wait <= 0 {
+			w.table.wakeup.signal(queue)
 			return nil
 		}
-		left := time.Duration(*wait) * time.Microsecond
-		if earlier, ok := next[queue]; !ok || left < earlier {
-			next[queue] = left
-		}
+		due := queue
+		time.AfterFunc(time.Duration(wait)*time.Microsecond, func() { w.table.wakeup.signal(due) })
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("look for due jobs: %w", err)
 	}
-	w.mu.Lock()
-	for queue, look := range looks {
-		if f := w.floors[queue]; f != nil {
-			f.looked(look, ends[queue])
-		}
-	}
-	w.mu.Unlock()
-	for queue, left := range next {
-		if left <= 0 {
-			w.table.wakeup.signal(queue)
-		} else {
-			time.AfterFunc(left, func() { w.table.wakeup.signal(queue) })
-		}
-	}
 	return nil
 }
 
-// looks begins a look at each queue, and lists their priorities with where it begins.
-func (w *worker) looks() (looks map[string]looking, queues []string, levels []int16, from []time.Time) {
+// looks lists the worker's queues and their priorities, with where a take would begin: what that passes over is of no use here.
+func (w *worker) looks() (queues []string, levels []int16, from []time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
-	looks = make(map[string]looking, len(w.floors))
 	for queue, f := range w.floors {
-		looks[queue] = f.next(now)
+		look := f.next(now)
 		for i, level := range priorities() {
-			queues, levels, from = append(queues, queue), append(levels, level), append(from, looks[queue].from[i])
+			queues, levels, from = append(queues, queue), append(levels, level), append(from, look.from[i])
 		}
 	}
-	return looks, queues, levels, from
+	return queues, levels, from
 }
 
-// dueSQL asks, for each queue and priority, in their order, up to when nothing is due, and how long it is until the next job
-// is if that comes before the next look; NULL if not. It reads one entry of the index for each, however many jobs are
-// scheduled; TestManyScheduledJobsCostNothing has the plan.
+// dueSQL asks, for each queue, how long it is until the next job is due, if that comes before the next look. It reads one
+// entry of the index for each queue and priority, however many jobs are scheduled; TestManyScheduledJobsCostNothing has the plan.
 func dueSQL(t *Table) string {
-	return `SELECT q.queue, least(next.run_at, statement_timestamp()),
-			(extract(epoch FROM next.run_at - clock_timestamp()) * 1000000)::bigint
-		FROM unnest($1::text[], $2::smallint[], $3::timestamptz[]) WITH ORDINALITY AS q (queue, priority, floor, n)
-		LEFT JOIN LATERAL (SELECT run_at FROM ` + t.table("jobs") + `
-			WHERE state = 'waiting' AND queue = q.queue AND priority = q.priority
-				AND run_at >= q.floor AND run_at <= statement_timestamp() + $4::bigint * interval '1 microsecond'
-			ORDER BY run_at, sequence LIMIT 1) AS next ON true
-		ORDER BY q.n`
+	return `SELECT queue, (extract(epoch FROM min(run_at) - clock_timestamp()) * 1000000)::bigint FROM (
+			SELECT q.queue, (SELECT run_at FROM ` + t.table("jobs") + `
+				WHERE state = 'waiting' AND queue = q.queue AND priority = q.priority
+					AND run_at >= q.floor AND run_at <= statement_timestamp() + $4::bigint * interval '1 microsecond'
+				ORDER BY run_at, sequence LIMIT 1) AS run_at
+			FROM unnest($1::text[], $2::smallint[], $3::timestamptz[]) AS q (queue, priority, floor)) AS next
+		WHERE run_at IS NOT NULL GROUP BY queue`
 }
 
 // priorities returns all priorities, the highest first.
