@@ -29,7 +29,7 @@ type twoLogs struct {
 
 func newTwoLogs(t *testing.T) twoLogs {
 	t.Helper()
-	return newTwoLogsWith(t, Config{Lease: time.Second})
+	return newTwoLogsWith(t, Config{Lease: 3 * time.Second})
 }
 
 func newTwoLogsWith(t *testing.T, config Config) twoLogs {

@@ -160,7 +160,7 @@ func TestManyConsumersKeepTheirShares(t *testing.T) {
 	for i := range names {
 		names[i] = fmt.Sprintf("reader-%d", i)
 	}
-	l := newLog(t, Config{Lease: time.Second}, names...)
+	l := newLog(t, Config{Lease: 4 * time.Second}, names...)
 	var all []*inbox
 	for _, name := range names {
 		all = append(all, listen(t.Context(), t, subscriber(t, l, name), nil))
