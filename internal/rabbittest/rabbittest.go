@@ -155,13 +155,20 @@ func URL(addr string) string {
 }
 
 // keep runs the server, and what tells nodes their ports (epmd), in whose place the server would start one that stays. It kills both
-// when nobody holds the other end of its input any more, and, unless it was told that they stay, removes the files.
+// when nobody holds the other end of its input any more, and, unless it was told that they stay, removes the files. The server looks
+// every minute whether there is an epmd, and starts one otherwise; that ends as well.
 const keep = `
 epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 >/dev/null 2>&1 & epmd=$!
+for i in $(seq 100); do epmd -port "$ERL_EPMD_PORT" -names >/dev/null 2>&1 && break; sleep 0.05; done
 "$0" >"$HOME/out" 2>&1 </dev/null & server=$!
 echo $server
 while read -r word; do said=$word; done
 kill -9 $server $epmd; wait
+for i in $(seq 20); do
+	epmd -port "$ERL_EPMD_PORT" -names >/dev/null 2>&1 || break
+	epmd -port "$ERL_EPMD_PORT" -kill >/dev/null 2>&1
+	sleep 0.1
+done
 [ "$said" = stays ] || rm -rf "$HOME"`
 
 // environment has nothing of an installed server's.
