@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -29,10 +30,17 @@ func (k *keeper) run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil && (!k.term.valid() || hasCode(err, codeOtherServer) || errors.Is(err, errMoved)) {
 			return err
 		}
-		sleep(ctx, k.log.untilBeat())
+		pause := k.log.untilBeat()
+		if err != nil { // what was too much for the database at one moment is not asked of it at one moment again
+			pause = rand.N(min(k.log.config.Lease/4, retryWithin)) //nolint:gosec // jitter needs no secrecy
+		}
+		sleep(ctx, pause)
 	}
 	return nil
 }
+
+// retryWithin bounds the wait after a renewal or a claim that failed.
+const retryWithin = time.Second
 
 // untilBeat is how long it is until the consumers of this process renew, which they do at the same moments: every quarter of
 // a lease.
