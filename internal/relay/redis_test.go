@@ -30,8 +30,8 @@ func TestRelayDiesBetweenAckAndNoteOverRedis(t *testing.T) {
 	c.stop()
 }
 
-// TestWatermillsSuiteOverRedis is the same over Redis.
+// TestWatermillsSuiteOverRedis is the same over Redis. It runs by itself: beside three other suites on two cores, under -race, its
+// leases of a second and the suite's limits of 15 s measure the machine.
 func TestWatermillsSuiteOverRedis(t *testing.T) {
-	t.Parallel()
 	runSuite(t, redis.Kind(), redistest.Start(t).URL()+"?prefix=suite")
 }
