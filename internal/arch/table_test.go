@@ -71,10 +71,11 @@ var table = []row{
 	{pkg: "internal/localpg", may: []string{modPgx, "github.com/fergusstrange/embedded-postgres", "golang.org/x/sys"}},
 
 	// For tests.
-	{pkg: "internal/natstest", may: []string{"github.com/nats-io/nats.go"}},
-	{pkg: "internal/redistest", may: []string{"github.com/redis/go-redis/v9"}},
-	{pkg: "internal/kafkatest", may: []string{modFranz}},
-	{pkg: "internal/rabbittest", may: []string{"internal/broker/brokertest", modAMQP}},
+	{pkg: "internal/servertest"},
+	{pkg: "internal/natstest", may: []string{"internal/servertest", "github.com/nats-io/nats.go"}},
+	{pkg: "internal/redistest", may: []string{"internal/servertest", "github.com/redis/go-redis/v9"}},
+	{pkg: "internal/kafkatest", may: []string{"internal/servertest", modFranz}},
+	{pkg: "internal/rabbittest", may: []string{"internal/servertest", "internal/broker/brokertest", modAMQP}},
 	{pkg: "internal/broker/brokertest", may: []string{"internal/broker", modUUID, modWatermill}},
 	{pkg: "internal/pgtest", may: []string{"internal/localpg", "internal/migrate", modUUID, modPgx, "golang.org/x/sys"}},
 	{pkg: "internal/bustest", may: []string{
@@ -87,6 +88,7 @@ var table = []row{
 var testOnly = []string{
 	"internal/bustest",
 	"internal/pgtest",
+	"internal/servertest",
 	"internal/natstest",
 	"internal/redistest",
 	"internal/kafkatest",

@@ -5,24 +5,21 @@
 package kafkatest
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"postbus/internal/servertest"
 )
 
 const (
@@ -98,9 +95,7 @@ func (w way) String() string { return string(w) }
 type Cluster struct {
 	t      testing.TB
 	config config
-	server int // process id
-	keeper *exec.Cmd
-	stdin  io.Closer
+	*servertest.Process
 }
 
 // Start starts so many brokers in one process. It ends with the test, or with the test's process.
@@ -118,7 +113,7 @@ func StartBehind(t testing.TB, brokers int, at func(address string) string) *Clu
 	}
 	c := &Cluster{t: t, config: config{Dir: filepath.Join(dir, "data")}}
 	for range brokers {
-		port := freePort(t)
+		port := servertest.FreePort(t, 1)
 		c.config.Ports = append(c.config.Ports, port)
 		c.config.Addresses = append(c.config.Addresses, at(net.JoinHostPort("127.0.0.1", strconv.Itoa(port))))
 	}
@@ -136,9 +131,6 @@ func (c *Cluster) Addr() string { return strings.Join(c.config.Addresses, ",") }
 // URL is what BROKER_URL has.
 func (c *Cluster) URL() string { return "kafka://" + c.Addr() }
 
-// keep runs the program and kills it when nobody holds the other end of its input any more.
-const keep = `"$0" >"$1.log" 2>&1 & echo $!; cat >/dev/null; kill -9 $!; wait`
-
 // Start starts the process again, with what it has stored, and waits for it.
 func (c *Cluster) Start() {
 	c.t.Helper()
@@ -150,25 +142,7 @@ func (c *Cluster) Start() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.keeper = exec.Command("sh", "-c", keep, self, c.config.Dir) //nolint:gosec,noctx // this program; it ends with its input
-	c.keeper.Env = append(os.Environ(), variable+"="+string(told))
-	if c.stdin, err = c.keeper.StdinPipe(); err != nil {
-		c.t.Fatal(err)
-	}
-	out, err := c.keeper.StdoutPipe()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := c.keeper.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err == nil {
-		c.server, err = strconv.Atoi(strings.TrimSpace(line))
-	}
-	if err != nil {
-		c.t.Fatalf("start Kafka: %v", err)
-	}
+	c.Process = servertest.Run(c.t, c.config.Dir+".log", self, nil, variable+"="+string(told))
 	c.await()
 }
 
@@ -194,32 +168,4 @@ func (c *Cluster) await() {
 		}
 		<-time.After(poll) // polls what has no signal
 	}
-}
-
-// Kill ends the process without a word to it.
-func (c *Cluster) Kill() {
-	if c.keeper == nil {
-		return
-	}
-	c.Signal(syscall.SIGKILL)
-	_ = c.stdin.Close()
-	_ = c.keeper.Wait() // it says that it was killed
-	c.keeper = nil
-}
-
-// Signal sends the process a signal, SIGSTOP for one.
-func (c *Cluster) Signal(signal syscall.Signal) { _ = syscall.Kill(c.server, signal) }
-
-// freePort is one below those that systems give to outgoing connections: a process that is started again wants it again.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 10000 + rand.IntN(10000)                                                                //nolint:gosec // any will do
-		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil { //nolint:noctx // closed at once
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }

@@ -5,12 +5,9 @@
 package natstest
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -18,12 +15,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"postbus/internal/servertest"
 )
 
 const (
@@ -47,13 +45,11 @@ var program = sync.OnceValues(func() (string, error) {
 
 // Server is a NATS server with JetStream on files, which outlive it.
 type Server struct {
-	t      testing.TB
-	name   string
-	dir    string
-	port   int
-	server int // process id
-	keeper *exec.Cmd
-	stdin  io.Closer
+	t    testing.TB
+	name string
+	dir  string
+	port int
+	*servertest.Process
 	// options are what it takes to connect.
 	options []nats.Option
 }
@@ -82,7 +78,7 @@ func Cluster(t testing.TB, n int) []*Server {
 	ports := make([]int, n)
 	for i := range servers {
 		servers[i] = newServer(t, fmt.Sprintf("n%d", i+1))
-		ports[i] = freePort(t)
+		ports[i] = servertest.FreePort(t, 1)
 		routes[i] = fmt.Sprintf("nats://127.0.0.1:%d", ports[i])
 	}
 	for i, s := range servers {
@@ -101,7 +97,7 @@ func newServer(t testing.TB, name string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, name: name, dir: dir, port: freePort(t)}
+	s := &Server{t: t, name: name, dir: dir, port: servertest.FreePort(t, 1)}
 	t.Cleanup(func() {
 		s.Kill()
 		_ = os.RemoveAll(dir)
@@ -136,33 +132,13 @@ func (s *Server) Start() {
 	s.await()
 }
 
-// keep runs the server and kills it when nobody holds the other end of its input any more.
-const keep = `"$0" -c "$1" >"$1.log" 2>&1 & echo $!; cat >/dev/null; kill -9 $!; wait`
-
 func (s *Server) start() {
 	s.t.Helper()
 	path, err := program()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.keeper = exec.Command("sh", "-c", keep, path, s.config()) //nolint:gosec,noctx // a tool of ours; it ends with its input
-	if s.stdin, err = s.keeper.StdinPipe(); err != nil {
-		s.t.Fatal(err)
-	}
-	out, err := s.keeper.StdoutPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := s.keeper.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err == nil {
-		s.server, err = strconv.Atoi(strings.TrimSpace(line))
-	}
-	if err != nil {
-		s.t.Fatalf("start nats-server: %v", err)
-	}
+	s.Process = servertest.Run(s.t, s.config()+".log", path, []string{"-c", s.config()})
 }
 
 // await waits until JetStream answers.
@@ -198,32 +174,4 @@ func (s *Server) ask() error {
 		return fmt.Errorf("ask JetStream: %w", err)
 	}
 	return nil
-}
-
-// Kill ends the server's process without a word to it.
-func (s *Server) Kill() {
-	if s.keeper == nil {
-		return
-	}
-	s.Signal(syscall.SIGKILL)
-	_ = s.stdin.Close()
-	_ = s.keeper.Wait() // it says that it was killed
-	s.keeper = nil
-}
-
-// Signal sends the process a signal, SIGSTOP for one.
-func (s *Server) Signal(signal syscall.Signal) { _ = syscall.Kill(s.server, signal) }
-
-// freePort is one below those that systems give to outgoing connections: a server that is started again wants it again.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 10000 + rand.IntN(10000)                                                                //nolint:gosec // any will do
-		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil { //nolint:noctx // closed at once
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }

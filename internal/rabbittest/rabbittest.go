@@ -5,18 +5,14 @@
 package rabbittest
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -25,6 +21,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"postbus/internal/broker/brokertest"
+	"postbus/internal/servertest"
 )
 
 const (
@@ -58,13 +55,11 @@ const node = "test@localhost"
 
 // Server is a RabbitMQ without plugins, whose files outlive it.
 type Server struct {
-	t      testing.TB
-	dir    string
-	path   string
-	port   int // of AMQP; those of AMQP over TLS, of its node and of the directory of nodes follow
-	keeper *exec.Cmd
-	stdin  io.Closer
-	server int // process id
+	t    testing.TB
+	dir  string
+	path string
+	port int // of AMQP; those of AMQP over TLS, of its node and of the directory of nodes follow
+	*servertest.Process
 }
 
 // portCount is how many ports one after the other a server takes.
@@ -116,7 +111,7 @@ func newServer(t testing.TB) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, dir: dir, path: path, port: freePorts(t)}
+	s := &Server{t: t, dir: dir, path: path, port: servertest.FreePort(t, portCount)}
 	certificate, key := brokertest.SelfSigned(t)
 	text := fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
 listeners.ssl.1 = 127.0.0.1:%d
@@ -209,28 +204,10 @@ func (s *Server) first() {
 // Start starts the server again, with what it has stored, and waits for it.
 func (s *Server) Start() {
 	s.t.Helper()
-	s.keeper = exec.Command("sh", "-c", keep, s.path) //nolint:gosec,noctx // found above; it ends with its input
-	s.keeper.Env = s.environment()
-	s.keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal is not for it
-	stdin, err := s.keeper.StdinPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.stdin = stdin
-	out, err := s.keeper.StdoutPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := s.keeper.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err == nil {
-		s.server, err = strconv.Atoi(strings.TrimSpace(line))
-	}
-	if err != nil {
-		s.t.Fatalf("start rabbitmq-server: %v", err)
-	}
+	keeper := exec.Command("sh", "-c", keep, s.path) //nolint:gosec,noctx // found above; it ends with its input
+	keeper.Env = s.environment()
+	keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal is not for it
+	s.Process = servertest.Start(s.t, "rabbitmq-server", keeper)
 	s.await()
 }
 
@@ -254,18 +231,9 @@ func (s *Server) await() {
 
 // Kill ends the server's process without a word to it. Its files stay.
 func (s *Server) Kill() {
-	if s.keeper == nil {
-		return
-	}
-	s.Signal(syscall.SIGKILL)
-	_, _ = io.WriteString(s.stdin.(io.Writer), "stays\n") //nolint:forcetypeassert // a pipe
-	_ = s.stdin.Close()
-	_ = s.keeper.Wait() // it says that it was killed
-	s.keeper = nil
+	s.Tell("stays")
+	s.Process.Kill()
 }
-
-// Signal sends the process a signal, SIGSTOP for one.
-func (s *Server) Signal(signal syscall.Signal) { _ = syscall.Kill(s.server, signal) }
 
 // Control gives the server an order with its own tool, rabbitmqctl.
 func (s *Server) Control(arguments ...string) {
@@ -277,27 +245,4 @@ func (s *Server) Control(arguments ...string) {
 	if out, err := order.CombinedOutput(); err != nil {
 		s.t.Fatalf("rabbitmqctl %q: %v\n%s", arguments, err, out)
 	}
-}
-
-// freePorts is the first of some below those that systems give to outgoing connections: a server that is started again wants
-// them again.
-func freePorts(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 10000 + rand.IntN(10000) //nolint:gosec // any will do
-		free := true
-		for p := port; p < port+portCount; p++ {
-			l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p))) //nolint:noctx // closed at once
-			if err != nil {
-				free = false
-				break
-			}
-			_ = l.Close()
-		}
-		if free {
-			return port
-		}
-	}
-	t.Fatal("no free ports")
-	return 0
 }
