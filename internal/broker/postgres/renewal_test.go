@@ -114,7 +114,7 @@ func TestLockOfOneConsumerKeepsNobodyFromRenewing(t *testing.T) {
 	}
 	select {
 	case got := <-answers[0]:
-		t.Errorf("renewed what is locked: %+v", got)
+		t.Fatalf("the one that is locked had an answer: %+v", got)
 	default:
 	}
 	if err := tx.Commit(t.Context()); err != nil {
