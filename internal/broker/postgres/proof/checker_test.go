@@ -19,6 +19,7 @@ const (
 	kindBegin  = "begin"
 	kindEnd    = "end" // about to acknowledge
 	kindRefuse = "refuse"
+	kindSlow   = "slow" // a commit took too long
 )
 
 // delivery is one message in one handler.
@@ -45,7 +46,7 @@ type fault struct {
 const slack = 3 * time.Second
 
 // lag is by how much a place may lag behind what was acknowledged: the time between two checkpoints, on a busy machine.
-const lag = 1500 * time.Millisecond
+const lag = 2000 * time.Millisecond
 
 // explains tells that the fault is a reason for what d was to be delivered again at that time: it hit d's process while
 // d was under way, or before d can be expected to have been stored.
@@ -164,6 +165,8 @@ type records struct {
 	offset   int64
 	all      []*delivery
 	open     map[int64]*delivery
+	slow     []fault // that may yet be too many
+	starved  []fault
 }
 
 func (r *records) read() error {
@@ -195,6 +198,10 @@ func (r *records) line(line string) error {
 	}
 	var kind string
 	var number, at int64
+	if _, err := fmt.Sscan(line, &kind, &number, &at); err == nil && kind == kindSlow {
+		r.noteSlow(time.Unix(0, number), time.Unix(0, at))
+		return nil
+	}
 	var e event
 	if _, err := fmt.Sscan(line, &kind, &number, &at, &e.id, &e.key, &e.n); err != nil {
 		return err
@@ -212,6 +219,19 @@ func (r *records) line(line string) error {
 	delete(r.open, number)
 	d.ended, d.refused = time.Unix(0, at), kind == kindRefuse
 	return nil
+}
+
+// noteSlow makes a fault of slow commits that together took a fifth of the time that a lease lasts: as many renewals may be lost.
+func (r *records) noteSlow(from, to time.Time) {
+	r.slow = append(r.slow, fault{what: "starved", process: r.process, from: from, to: to})
+	r.slow = slices.DeleteFunc(r.slow, func(f fault) bool { return f.to.Before(to.Add(-lease)) })
+	var sum time.Duration
+	for _, f := range r.slow {
+		sum += f.to.Sub(f.from)
+	}
+	if sum > lease/5 {
+		r.starved = append(r.starved, fault{what: "starved", process: r.process, from: r.slow[0].from, to: to})
+	}
 }
 
 // TestCheckerFindsWhatIsWrong is the test of the checker: small histories of the key k with one fault each.

@@ -3,9 +3,9 @@ package proof_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/broker/postgres"
@@ -27,7 +28,7 @@ const (
 	readerName     = "proof reader" // of its sessions
 	topic          = "user"
 
-	lease = 1500 * time.Millisecond
+	lease = 2500 * time.Millisecond
 	// refusalsEvery is how rarely a reader refuses a message once, where it does so at all.
 	refusalsEvery = 40
 	// slow is how long a handler takes that takes long: the place lags behind by as much, well within lag.
@@ -57,6 +58,7 @@ func readerMain() error {
 	if err != nil {
 		return err
 	}
+	defer records.Close()
 	poolConfig, err := pgxpool.ParseConfig(config.URL)
 	if err != nil {
 		return err
@@ -68,11 +70,12 @@ func readerMain() error {
 		return err
 	}
 	defer pool.Close()
+	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	l, err := postgres.Open(pool, postgres.Config{
 		Lease: config.Lease, Poll: 50 * time.Millisecond, RetryMin: 20 * time.Millisecond, RetryMax: 20 * time.Millisecond,
 		// Partitions end and go all the time. None of them may take an unread event along.
 		PartitionRows: 100, MaintainEvery: 100 * time.Millisecond, Retention: postgres.Retention{Age: 2 * time.Second},
-	}, quiet)
+	}, logger)
 	if err != nil {
 		return err
 	}
@@ -83,8 +86,43 @@ func readerMain() error {
 	if err != nil {
 		return err
 	}
+	context.AfterFunc(stop, func() { logger.Info("told to stop") })
 	r := &reader{config: config, log: l, records: records, refused: make(map[string]bool)}
-	return errors.Join(r.run(stop, s), records.Close())
+	return r.run(stop, s)
+}
+
+// slowCommit is how long a commit takes on a machine that gives the process too little: leases run out there, without a fault
+// of the test.
+const slowCommit = 100 * time.Millisecond
+
+// watch commits next to nothing, again and again, and puts on record when that takes too long.
+func (r *reader) watch(ctx context.Context) {
+	var conn *pgx.Conn
+	defer func() {
+		if conn != nil {
+			conn.Close(context.Background())
+		}
+	}()
+	for ctx.Err() == nil {
+		from := time.Now()
+		var err error
+		if conn == nil || conn.IsClosed() {
+			conn, err = pgx.Connect(ctx, r.config.URL)
+		}
+		if err == nil {
+			_, err = conn.Exec(ctx, "SELECT pg_logical_emit_message(true, 'proof', '')")
+		}
+		if time.Since(from) > slowCommit {
+			_, err := fmt.Fprintf(r.records, "%s %d %d\n", kindSlow, from.UnixNano(), time.Now().UnixNano())
+			if err != nil {
+				panic(err)
+			}
+		}
+		select {
+		case <-time.After(slowCommit / 2):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // lanes is how many keys a reader handles at the same time.
@@ -114,6 +152,11 @@ func (r *reader) run(stop context.Context, s message.Subscriber) error {
 	if err := r.record(kindReady, 0, &message.Message{}); err != nil {
 		return err
 	}
+	watching, endWatch := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() { r.watch(watching) })
+	defer watch.Wait()
+	defer endWatch()
 	var handlers sync.WaitGroup
 	for m := range messages {
 		handlers.Go(func() { r.handle(m) })

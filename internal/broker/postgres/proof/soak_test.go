@@ -1,6 +1,7 @@
 package proof_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -65,6 +66,7 @@ type world struct {
 	writers *writers
 	config  readerConfig
 	readers []*process
+	ended   []*process
 	records map[string]*records // of all processes there were, by name
 	faults  []fault
 }
@@ -116,6 +118,7 @@ func (w *world) start(consumer string) {
 // remove forgets a process that has ended or is about to.
 func (w *world) remove(p *process) {
 	w.readers = slices.DeleteFunc(w.readers, func(other *process) bool { return other == p })
+	w.ended = append(w.ended, p)
 }
 
 func soak(t *testing.T, seed uint64, length time.Duration) {
@@ -158,13 +161,21 @@ func (w *world) breakThings(random *rand.Rand, deadline time.Time) {
 // wrongAlready tells that the checker has found what no later event can put right. What was handled counts as
 // committed, since nobody knows yet.
 func (w *world) wrongAlready() bool {
+	if !w.looksWrong() {
+		return false
+	}
+	wait(lease) // for what a process still has to say of the machine
+	return w.looksWrong()
+}
+
+func (w *world) looksWrong() bool {
 	w.readDeliveries()
 	for _, deliveries := range w.deliveries() {
 		handled := make(map[string]event)
 		for _, d := range deliveries {
 			handled[d.id] = d.event
 		}
-		if v := check(handled, deliveries, w.faults); len(v.disorder)+len(v.overlaps)+len(v.unexplained) > 0 {
+		if v := check(handled, deliveries, w.allFaults()); len(v.disorder)+len(v.overlaps)+len(v.unexplained) > 0 {
 			return true
 		}
 	}
@@ -178,6 +189,21 @@ func (w *world) any(random *rand.Rand) *process {
 		return nil
 	}
 	return running[random.IntN(len(running))]
+}
+
+// allFaults are those of the test, and those of the machine that it runs on.
+func (w *world) allFaults() []fault {
+	faults := slices.Clone(w.faults)
+	for _, r := range w.records {
+		faults = append(faults, r.starved...)
+	}
+	for _, p := range w.readers {
+		if !p.resumes.IsZero() {
+			faults = append(faults, fault{what: "paused", process: p.name, from: p.paused, to: time.Now()})
+		}
+	}
+	slices.SortFunc(faults, func(a, b fault) int { return a.from.Compare(b.from) })
+	return faults
 }
 
 // blame notes a fault; process is "" when it hits all.
@@ -402,8 +428,9 @@ func (w *world) finish() map[string]*verdict {
 	verdicts := make(map[string]*verdict)
 	committed := w.writers.settle(w.t)
 	w.awaitHandled(committed)
-	for _, p := range w.readers {
+	for _, p := range slices.Clone(w.readers) {
 		p.stop()
+		w.remove(p)
 	}
 	w.readDeliveries()
 	if len(committed) == 0 || w.writers.count.rolledBack == 0 {
@@ -411,10 +438,11 @@ func (w *world) finish() map[string]*verdict {
 			len(committed), w.writers.count.rolledBack)
 	}
 	for consumer, deliveries := range w.deliveries() {
-		v := check(committed, deliveries, w.faults)
+		v := check(committed, deliveries, w.allFaults())
 		w.t.Logf("%s: %v", consumer, v)
 		if v.wrong() {
 			w.t.Errorf("%s: wrong, see above", consumer)
+			w.tell(v)
 		}
 		verdicts[consumer] = v
 	}
@@ -424,9 +452,23 @@ func (w *world) finish() map[string]*verdict {
 	return verdicts
 }
 
+// tell logs what was done to whom, and what the processes had to say that took part in what is wrong.
+func (w *world) tell(v *verdict) {
+	w.t.Helper()
+	for _, f := range w.allFaults() {
+		w.t.Logf("%s to %s: %s %s", f.from.Format("05.000"), f.to.Format("05.000"), cmp.Or(f.process, "all"), f.what)
+	}
+	wrong := v.String()
+	for _, p := range w.ended {
+		if strings.Contains(wrong, " "+p.name+" ") {
+			w.t.Logf("%s:\n%s", p.name, p.output)
+		}
+	}
+}
+
 func (w *world) countFaults() string {
 	count := make(map[string]int)
-	for _, f := range w.faults {
+	for _, f := range w.allFaults() {
 		count[f.what]++
 	}
 	s := ""
