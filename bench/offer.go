@@ -62,6 +62,10 @@ func (a *arrivals) taken() map[int64]int64 {
 	return a.times
 }
 
+// farewell is how long a process that publishes stays after its last event: an application does. One that ends in the same moment
+// sends no notification of it any more, and others find it with their next poll.
+const farewell = time.Second
+
 // latencyRole publishes, or consumes, or both. It is ready when the first event has come.
 func latencyRole(ctx context.Context, r request, ready func(reply) error) (answer reply, err error) {
 	p, err := openPeer(ctx, r, nil)
@@ -71,6 +75,7 @@ func latencyRole(ctx context.Context, r request, ready func(reply) error) (answe
 	defer func() { err = errors.Join(err, p.close()) }()
 	if !r.Consume {
 		answer.Sent, err = offer(ctx, p, r)
+		sleep(ctx, farewell)
 		return answer, err
 	}
 	a := newArrivals(r.Count)

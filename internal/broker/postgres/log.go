@@ -277,6 +277,21 @@ func (l *Log) change(ctx context.Context, fn func(pgx.Tx) error) error {
 	})
 }
 
+// connect makes a connection beside the pool, as the pool makes them, for what must not wait until the application gives one back.
+func (l *Log) connect(ctx context.Context) (*pgx.Conn, error) {
+	config := l.pool.Config()
+	if config.BeforeConnect != nil {
+		if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
+			return nil, fmt.Errorf("prepare to connect: %w", err)
+		}
+	}
+	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	return conn, nil
+}
+
 // Subscriber returns the subscriber of one consumer, which handles so many keys at the same time. Each call makes a new one;
 // the caller closes it.
 func (l *Log) Subscriber(consumer string, concurrency int) (message.Subscriber, error) {

@@ -3,6 +3,8 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,12 +12,43 @@ import (
 )
 
 // renewals gathers the renewals that consumers of this process ask for at the same time: many idle consumers then cost one
-// commit every quarter of a lease, and not one each. Its zero value is ready.
+// commit every quarter of a lease, and not one each. They go over a connection of their own: an application that uses all of its
+// pool, or consumers that read and store a lot, must not cost anybody a lease. The zero value is ready.
 type renewals struct {
 	mu      sync.Mutex
 	asked   []*renewal // since the last statement was sent
 	sending bool
+	conn    *pgx.Conn // belongs to whoever is sending
+	resting bool      // nobody is at work, so it is not to be kept
 }
+
+// rest gives the connection up until the next renewal.
+func (r *renewals) rest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.resting = true
+	if !r.sending {
+		r.disconnect()
+	}
+}
+
+func (r *renewals) disconnect() {
+	if r.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = r.conn.Close(ctx) // given up either way
+	r.conn = nil
+}
+
+const (
+	closeTimeout = time.Second
+	// lockedTries is how often it is tried to renew what somebody has locked, mostly since it is being stored at this moment, and
+	// lockedPause how long that is waited for.
+	lockedTries = 4
+	lockedPause = 10 * time.Millisecond
+)
 
 // renewal is what one consumer asks for. The answer is there when done is closed.
 type renewal struct {
@@ -30,6 +63,9 @@ type renewal struct {
 // renewTogether renews like renew, with those of other consumers. Where anything of this one's could not be had at once, or was
 // lost, or it is paused or holds nothing, it is renewed by itself: one consumer's lock does not keep the others from their leases.
 func (h holder) renewTogether(ctx context.Context, shares []int16) (presence, error) {
+	if len(shares) == 0 {
+		return h.renew(ctx, shares)
+	}
 	r := &renewal{holder: h, shares: shares, done: make(chan struct{})}
 	h.log.renewals.ask(h.log, r)
 	select {
@@ -50,6 +86,7 @@ func (r *renewals) ask(l *Log, asked *renewal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked = append(r.asked, asked)
+	r.resting = false
 	if !r.sending {
 		r.sending = true
 		go r.send(l)
@@ -62,7 +99,9 @@ func (r *renewals) send(l *Log) {
 		r.mu.Lock()
 		asked := r.asked
 		r.asked = nil
-		r.sending = len(asked) > 0
+		if r.sending = len(asked) > 0; !r.sending && r.resting {
+			r.disconnect()
+		}
 		r.mu.Unlock()
 		if len(asked) == 0 {
 			return
@@ -72,9 +111,7 @@ func (r *renewals) send(l *Log) {
 			byServer[a.holder.server] = append(byServer[a.holder.server], a)
 		}
 		for server, all := range byServer {
-			if len(all) > 1 { // one is renewed by itself
-				l.renewAll(server, all)
-			}
+			l.renewAll(server, all)
 			for _, a := range all {
 				close(a.done)
 			}
@@ -82,10 +119,48 @@ func (r *renewals) send(l *Log) {
 	}
 }
 
-// renewAll renews in one statement what nobody else has locked. Rows are locked in order; none is waited for.
+// renewAll renews what nobody else has locked, or not for long.
 func (l *Log) renewAll(server time.Time, all []*renewal) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.config.Lease/4)
 	defer cancel()
+	for range lockedTries {
+		if err := l.renewUnlocked(ctx, server, all); err != nil {
+			for _, a := range all {
+				a.err = err
+			}
+			return
+		}
+		if all = slices.DeleteFunc(slices.Clone(all), func(a *renewal) bool { return a.whole }); len(all) == 0 {
+			return
+		}
+		sleep(ctx, lockedPause)
+	}
+}
+
+// renewUnlocked does it over the connection of its own. One that was cut since the last time is made anew. Where the server
+// has no more connections to give, the pool's will do.
+func (l *Log) renewUnlocked(ctx context.Context, server time.Time, all []*renewal) error {
+	r := &l.renewals
+	if r.conn != nil {
+		err := l.renewOver(ctx, r.conn, server, all)
+		if !r.conn.IsClosed() {
+			return err
+		}
+		r.conn = nil
+		if ctx.Err() != nil {
+			return err
+		}
+	}
+	var err error
+	if r.conn, err = l.connect(ctx); err != nil {
+		l.logger.Debug("renewals have no connection of their own", slog.Any("error", err))
+		return l.renewOver(ctx, l.pool, server, all)
+	}
+	return l.renewOver(ctx, r.conn, server, all)
+}
+
+// renewOver renews in one statement. Rows are locked in order; none is waited for.
+func (l *Log) renewOver(ctx context.Context, db querier, server time.Time, all []*renewal) error {
 	byOwner := make(map[string]*renewal, len(all))
 	for _, a := range all {
 		byOwner[a.holder.owner] = a // who asks again has given up on what was asked before
@@ -99,7 +174,7 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 			shares = append(shares, share)
 		}
 	}
-	rows, err := l.pool.Query(ctx, `WITH
+	rows, err := db.Query(ctx, `WITH
 		here AS (
 			SELECT m.consumer, m.owner FROM `+l.table("consumer_members")+` AS m
 			JOIN unnest($1::text[], $2::text[]) AS asked (consumer, owner) ON m.consumer = asked.consumer AND m.owner = asked.owner
@@ -123,16 +198,15 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 		FROM here LEFT JOIN (SELECT owner, count(*) AS n FROM renewed GROUP BY owner) AS renewed ON renewed.owner = here.owner
 		WHERE `+l.sameServer("$7", "NULL"),
 		consumers, owners, shareConsumers, shareOwners, shares, l.config.Lease, server)
-	if err == nil {
-		var owner string
-		var n, others int
-		_, err = pgx.ForEachRow(rows, []any{&owner, &n, &others}, func() error {
-			a := byOwner[owner]
-			a.whole, a.others = n > 0 && n == len(a.shares), others
-			return nil
-		})
+	if err != nil {
+		return err
 	}
-	for _, a := range all {
-		a.err = err
-	}
+	var owner string
+	var n, others int
+	_, err = pgx.ForEachRow(rows, []any{&owner, &n, &others}, func() error {
+		a := byOwner[owner]
+		a.whole, a.others = n > 0 && n == len(a.shares), others
+		return nil
+	})
+	return err
 }

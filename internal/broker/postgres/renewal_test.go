@@ -2,10 +2,17 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/pgtest"
 )
 
 // answer is what renewTogether told one consumer.
@@ -138,6 +145,50 @@ func TestRenewingTogetherAfterGivingUp(t *testing.T) {
 	}
 }
 
+// TestRenewalsConnectAnew when their connection was cut, and do without one while the server has none to give.
+func TestRenewalsConnectAnew(t *testing.T) {
+	t.Parallel()
+	l, holders := renewing(t, 2)
+	renew := func(when string) {
+		t.Helper()
+		execute(t, l, `update postbus.consumer_shares set lease_until = clock_timestamp() + interval '1 minute'`)
+		for _, a := range renewedTogether(t, l, holders...) {
+			if got := <-a; got.err != nil || len(got.held) != shareCount {
+				t.Errorf("%s: %v are held, %v", when, got.held, got.err)
+			}
+		}
+	}
+	renew("at first")
+	execute(t, l, fmt.Sprintf(`select pg_terminate_backend(%d, 10000)`, l.renewals.conn.PgConn().PID()))
+	renew("after a cut")
+	if l.renewals.conn == nil {
+		t.Error("there is no new connection")
+	}
+	l.renewals.rest()
+	if l.renewals.conn != nil {
+		t.Error("the connection was kept")
+	}
+	var full atomic.Bool
+	config := l.pool.Config()
+	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+		if full.Load() {
+			return errors.New("too many connections")
+		}
+		return nil
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.pool = pool
+	full.Store(true)
+	renew("without one")
+}
+
 // TestRenewingTogetherOnAnotherServer fails, as it does alone, for those who were on the other one.
 func TestRenewingTogetherOnAnotherServer(t *testing.T) {
 	t.Parallel()
@@ -185,5 +236,45 @@ func TestManyConsumersKeepTheirShares(t *testing.T) {
 	}
 	if anew := claims() - before; anew != 0 {
 		t.Errorf("%d shares were lost and claimed anew", anew)
+	}
+}
+
+// TestBusyPoolLosesNoLease: an application that uses all of its pool, for longer than a lease, keeps its consumers' shares.
+func TestBusyPoolLosesNoLease(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, Config{Lease: 2 * time.Second}, "mailer")
+	in := listen(t.Context(), t, subscriber(t, l, "mailer"), nil)
+	publish(t, l, event("k", 0))
+	in.await(t, 1)
+	watcher := pgtest.Open(t, l.pool.Config().ConnString())
+	claims := func() (n int) {
+		if err := watcher.QueryRow(t.Context(), `select sum(epoch) from postbus.consumer_shares`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := claims()
+	var taken []*pgxpool.Conn
+	for range l.pool.Config().MaxConns {
+		conn, err := l.pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, conn)
+	}
+	lost := 0
+	for begun := time.Now(); time.Since(begun) < 2*l.config.Lease; <-time.After(50 * time.Millisecond) {
+		err := watcher.QueryRow(t.Context(), `select count(*) from postbus.consumer_shares where lease_until < clock_timestamp()`).Scan(&lost)
+		if err != nil || lost > 0 {
+			break
+		}
+	}
+	for _, conn := range taken {
+		conn.Release()
+	}
+	publish(t, l, event("k", 1))
+	in.await(t, 2)
+	if anew := claims() - before; lost > 0 || anew > 0 {
+		t.Errorf("%d leases ran out, %d shares were claimed anew", lost, anew)
 	}
 }

@@ -97,7 +97,7 @@ func (l *Log) notify() {
 func (l *Log) channel() string { return l.config.Schema + ".log" }
 
 // lookout watches the topics that consumers of this process read: one poll for all of them, and one connection that
-// listens. It works while there is a subscription.
+// listens. It works while there is a subscription, and so does the connection of renewals.
 type lookout struct {
 	mu     sync.Mutex
 	topics map[string]int // subscriptions
@@ -138,6 +138,7 @@ func (l *Log) startLookout() (stop func()) {
 	return func() {
 		cancel()
 		running.Wait()
+		l.renewals.rest()
 	}
 }
 
@@ -292,15 +293,9 @@ func (l *Log) listen(ctx context.Context) {
 }
 
 func (l *Log) listenOnce(ctx context.Context) error {
-	config := l.pool.Config()
-	if config.BeforeConnect != nil {
-		if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
-			return fmt.Errorf("connect to listen: %w", err)
-		}
-	}
-	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
+	conn, err := l.connect(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to listen: %w", err)
+		return fmt.Errorf("listen: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it is given up either way
 	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{l.channel()}.Sanitize()); err != nil {
