@@ -47,10 +47,10 @@ var table = []row{
 	{pkg: "internal/broker/kafka", may: []string{"internal/broker", modWatermill, modFranz}},
 	{pkg: "internal/broker/remote", may: []string{"internal/broker", "internal/broker/postgres", "internal/migrate", modWatermill, modPgx}},
 	{pkg: "internal/broker/postgres", may: []string{
-		"internal/broker", "internal/migrate", modUUID, modWatermill, modWatermillSQL, modPgx,
+		"internal/broker", "internal/dedicated", "internal/migrate", modUUID, modWatermill, modWatermillSQL, modPgx,
 	}},
 	{pkg: "internal/relay", may: []string{"internal/broker", "internal/broker/postgres", modWatermill}},
-	{pkg: "internal/job", may: []string{"internal/migrate", modUUID, modWatermill, modPgx}},
+	{pkg: "internal/job", may: []string{"internal/dedicated", "internal/migrate", modUUID, modWatermill, modPgx}},
 
 	// The edges.
 	// Its ledger is a table of the application's.
@@ -68,6 +68,7 @@ var table = []row{
 	// Telemetry is Watermill's logger too, and tells a Postgres error by its SQLSTATE.
 	{pkg: "internal/telemetry", may: []string{modWatermill, modPgx, "golang.org/x/term"}},
 	{pkg: "internal/migrate", may: []string{modPgx}},
+	{pkg: "internal/dedicated", may: []string{modPgx}},
 	{pkg: "internal/localpg", may: []string{modPgx, "github.com/fergusstrange/embedded-postgres", "golang.org/x/sys"}},
 
 	// For tests.

@@ -3,6 +3,7 @@ package job
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postbus/internal/dedicated"
 	"postbus/internal/pgtest"
 )
 
@@ -72,7 +74,7 @@ var lookers = map[string]func(ctx context.Context, table *Table) error{
 // lookerOf is a worker that does nothing by itself.
 func lookerOf(table *Table) *worker {
 	return &worker{
-		table: table, owner: "w", term: newTerm(time.Minute), leased: true, active: time.Now(),
+		table: table, owner: "w", term: newTerm(time.Minute), leased: true, active: time.Now(), heartbeat: dedicated.New(table.pool),
 		queues: map[string]int{DefaultQueue: 1}, floors: map[string]*floors{DefaultQueue: {}}, doubt: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
 	}
 }
@@ -126,6 +128,13 @@ func onOneConnection(t *testing.T, watcher *Table) (table *Table, end func()) {
 		t.Fatal(err)
 	}
 	config.MaxConns = 1
+	var full atomic.Bool // for a heartbeat, too
+	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+		if full.Swap(true) {
+			return errors.New("there is one connection")
+		}
+		return nil
+	}
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/dedicated"
 )
 
 // Workers are woken in three ways: by Wake at once, in the process that committed; by a NOTIFY a moment after the commit,
@@ -186,15 +188,9 @@ func (w *worker) listen(ctx context.Context) {
 }
 
 func (w *worker) listenOnce(ctx context.Context) error {
-	config := w.table.pool.Config()
-	if config.BeforeConnect != nil {
-		if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
-			return fmt.Errorf("connect to listen: %w", err)
-		}
-	}
-	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
+	conn, err := dedicated.Connect(ctx, w.table.pool)
 	if err != nil {
-		return fmt.Errorf("connect to listen: %w", err)
+		return fmt.Errorf("listen: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it is given up either way
 	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{w.table.channel()}.Sanitize()); err != nil {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/dedicated"
 )
 
 // worker is this process to the others: it holds the lease of all jobs that were taken here, stores what becomes of them,
@@ -27,6 +29,8 @@ type worker struct {
 	doubt chan struct{} // unsure was set
 	dirty chan struct{} // there are outcomes to store
 	stop  func()
+	// heartbeat is a connection beside the pool, which belongs to keep: an application that uses all of its pool keeps its jobs.
+	heartbeat *dedicated.Conn
 
 	// taking is held for reading while jobs are taken, so that the lease is not given up meanwhile.
 	taking sync.RWMutex
@@ -88,7 +92,7 @@ func newWorker(t *Table) *worker {
 		table: t, owner: ownerName(), term: newTerm(t.config.Lease),
 		beat: make(chan struct{}, 1), doubt: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
 		queues: make(map[string]int), floors: make(map[string]*floors), held: make(map[uuid.UUID]*delivery),
-		ending: make(map[uuid.UUID]*delivery),
+		ending: make(map[uuid.UUID]*delivery), heartbeat: dedicated.New(t.pool),
 	}
 	w.changed = sync.NewCond(&w.mu)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -253,6 +257,7 @@ func (w *worker) awaitStored(ctx context.Context) {
 
 // keep renews the lease while there are jobs, gives it up while there are none, and looks for workers that have died.
 func (w *worker) keep(ctx context.Context) {
+	defer w.heartbeat.Close()
 	lease := w.table.config.Lease
 	tick := time.NewTicker(lease / 5)
 	defer tick.Stop()
@@ -334,8 +339,10 @@ func (w *worker) renew(ctx context.Context) error {
 	asked := time.Now()
 	var renewed bool
 	var mine, cancelled []uuid.UUID
-	err := w.table.pool.QueryRow(ctx, w.table.sql.renew, w.table.perValue, w.owner, ids, w.table.config.Lease.Microseconds()).
-		Scan(&renewed, &mine, &cancelled)
+	err := w.heartbeat.Do(ctx, func(db dedicated.DB) error {
+		return db.QueryRow(ctx, w.table.sql.renew, w.table.perValue, w.owner, ids, w.table.config.Lease.Microseconds()).
+			Scan(&renewed, &mine, &cancelled)
+	})
 	if err != nil {
 		return fmt.Errorf("renew lease: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
@@ -151,6 +152,42 @@ func TestPausedWorkerLosesItsJobs(t *testing.T) {
 	awaitState(t, table, id, StateCompleted)
 	if n := value[int](t, table.pool, `select attempt from postbus.jobs where id = $1`, id); n != 2 {
 		t.Errorf("%d attempts", n)
+	}
+}
+
+// TestBusyPoolLosesNoJob: an application that uses all of its pool, for longer than a lease, keeps the jobs that it runs.
+func TestBusyPoolLosesNoJob(t *testing.T) {
+	t.Parallel()
+	const lease = 2 * time.Second
+	table := newTable(t, Config{Lease: lease})
+	begun, release := make(chan struct{}, 1), make(chan struct{})
+	o := work(t, table, 1, func(ctx context.Context, _ note) error {
+		signal(begun)
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	id := enqueue(t, table, "long")
+	<-begun
+	var taken []*pgxpool.Conn
+	for range table.pool.Config().MaxConns {
+		conn, err := table.pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, conn)
+	}
+	<-time.After(2 * lease)
+	close(release)
+	for _, conn := range taken {
+		conn.Release()
+	}
+	awaitState(t, table, id, "completed")
+	if texts := o.texts(); len(texts) != 1 {
+		t.Errorf("the job was begun %d times", len(texts))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postbus/internal/dedicated"
 	"postbus/internal/migrate"
 )
 
@@ -125,7 +126,8 @@ func Open(pool *pgxpool.Pool, config Config, logger *slog.Logger) (*Log, error) 
 	if err := config.validate(); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return &Log{pool: pool, config: config, logger: logger, opened: time.Now(), perValue: perValue(pool)}, nil
+	return &Log{pool: pool, config: config, logger: logger, opened: time.Now(), perValue: perValue(pool),
+		renewals: renewals{conn: dedicated.New(pool)}}, nil
 }
 
 // Subscription says that a consumer reads a topic.
@@ -275,21 +277,6 @@ func (l *Log) change(ctx context.Context, fn func(pgx.Tx) error) error {
 		}
 		return fn(tx)
 	})
-}
-
-// connect makes a connection beside the pool, as the pool makes them, for what must not wait until the application gives one back.
-func (l *Log) connect(ctx context.Context) (*pgx.Conn, error) {
-	config := l.pool.Config()
-	if config.BeforeConnect != nil {
-		if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
-			return nil, fmt.Errorf("prepare to connect: %w", err)
-		}
-	}
-	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
-	if err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
-	}
-	return conn, nil
 }
 
 // Subscriber returns the subscriber of one consumer, which handles so many keys at the same time. Each call makes a new one;

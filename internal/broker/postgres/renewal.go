@@ -3,23 +3,24 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/dedicated"
 )
 
 // renewals gathers the renewals that consumers of this process ask for at the same time: many idle consumers then cost one
 // commit every quarter of a lease, and not one each. They go over a connection of their own: an application that uses all of its
-// pool, or consumers that read and store a lot, must not cost anybody a lease. The zero value is ready.
+// pool, or consumers that read and store a lot, must not cost anybody a lease.
 type renewals struct {
 	mu      sync.Mutex
 	asked   []*renewal // since the last statement was sent
 	sending bool
-	conn    *pgx.Conn // belongs to whoever is sending
-	resting bool      // nobody is at work, so it is not to be kept
+	conn    *dedicated.Conn // belongs to whoever is sending
+	resting bool            // nobody is at work, so it is not to be kept
 }
 
 // rest gives the connection up until the next renewal.
@@ -28,22 +29,11 @@ func (r *renewals) rest() {
 	defer r.mu.Unlock()
 	r.resting = true
 	if !r.sending {
-		r.disconnect()
+		r.conn.Close()
 	}
-}
-
-func (r *renewals) disconnect() {
-	if r.conn == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	_ = r.conn.Close(ctx) // given up either way
-	r.conn = nil
 }
 
 const (
-	closeTimeout = time.Second
 	// lockedTries is how often it is tried to renew what somebody has locked, mostly since it is being stored at this moment, and
 	// lockedPause how long that is waited for.
 	lockedTries = 4
@@ -100,7 +90,7 @@ func (r *renewals) send(l *Log) {
 		asked := r.asked
 		r.asked = nil
 		if r.sending = len(asked) > 0; !r.sending && r.resting {
-			r.disconnect()
+			r.conn.Close()
 		}
 		r.mu.Unlock()
 		if len(asked) == 0 {
@@ -124,7 +114,8 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.config.Lease/4)
 	defer cancel()
 	for range lockedTries {
-		if err := l.renewUnlocked(ctx, server, all); err != nil {
+		err := l.renewals.conn.Do(ctx, func(db dedicated.DB) error { return l.renewUnlocked(ctx, db, server, all) })
+		if err != nil {
 			for _, a := range all {
 				a.err = err
 			}
@@ -137,30 +128,8 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 	}
 }
 
-// renewUnlocked does it over the connection of its own. One that was cut since the last time is made anew. Where the server
-// has no more connections to give, the pool's will do.
-func (l *Log) renewUnlocked(ctx context.Context, server time.Time, all []*renewal) error {
-	r := &l.renewals
-	if r.conn != nil {
-		err := l.renewOver(ctx, r.conn, server, all)
-		if !r.conn.IsClosed() {
-			return err
-		}
-		r.conn = nil
-		if ctx.Err() != nil {
-			return err
-		}
-	}
-	var err error
-	if r.conn, err = l.connect(ctx); err != nil {
-		l.logger.Debug("renewals have no connection of their own", slog.Any("error", err))
-		return l.renewOver(ctx, l.pool, server, all)
-	}
-	return l.renewOver(ctx, r.conn, server, all)
-}
-
-// renewOver renews in one statement. Rows are locked in order; none is waited for.
-func (l *Log) renewOver(ctx context.Context, db querier, server time.Time, all []*renewal) error {
+// renewUnlocked does it in one statement. Rows are locked in order; none is waited for.
+func (l *Log) renewUnlocked(ctx context.Context, db dedicated.DB, server time.Time, all []*renewal) error {
 	byOwner := make(map[string]*renewal, len(all))
 	for _, a := range all {
 		byOwner[a.holder.owner] = a // who asks again has given up on what was asked before

@@ -2,14 +2,11 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/pgtest"
@@ -143,50 +140,6 @@ func TestRenewingTogetherAfterGivingUp(t *testing.T) {
 	if now.err != nil || now.whole {
 		t.Errorf("all are renewed is %t, %v, and one is with another process", now.whole, now.err)
 	}
-}
-
-// TestRenewalsConnectAnew when their connection was cut, and do without one while the server has none to give.
-func TestRenewalsConnectAnew(t *testing.T) {
-	t.Parallel()
-	l, holders := renewing(t, 2)
-	renew := func(when string) {
-		t.Helper()
-		execute(t, l, `update postbus.consumer_shares set lease_until = clock_timestamp() + interval '1 minute'`)
-		for _, a := range renewedTogether(t, l, holders...) {
-			if got := <-a; got.err != nil || len(got.held) != shareCount {
-				t.Errorf("%s: %v are held, %v", when, got.held, got.err)
-			}
-		}
-	}
-	renew("at first")
-	execute(t, l, fmt.Sprintf(`select pg_terminate_backend(%d, 10000)`, l.renewals.conn.PgConn().PID()))
-	renew("after a cut")
-	if l.renewals.conn == nil {
-		t.Error("there is no new connection")
-	}
-	l.renewals.rest()
-	if l.renewals.conn != nil {
-		t.Error("the connection was kept")
-	}
-	var full atomic.Bool
-	config := l.pool.Config()
-	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
-		if full.Load() {
-			return errors.New("too many connections")
-		}
-		return nil
-	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	if err := pool.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	l.pool = pool
-	full.Store(true)
-	renew("without one")
 }
 
 // TestRenewingTogetherOnAnotherServer fails, as it does alone, for those who were on the other one.

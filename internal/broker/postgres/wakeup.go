@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/dedicated"
 )
 
 // Consumers are woken in three ways: by Wake at once, in the process that committed; by a NOTIFY a moment after the commit,
@@ -293,7 +295,7 @@ func (l *Log) listen(ctx context.Context) {
 }
 
 func (l *Log) listenOnce(ctx context.Context) error {
-	conn, err := l.connect(ctx)
+	conn, err := dedicated.Connect(ctx, l.pool)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
