@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"sync/atomic"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -81,7 +80,7 @@ func provisionPostbus(ctx context.Context, pool *pgxpool.Pool, topics, consumers
 	if err := migrate.Up(ctx, pool, postgres.Migrations(postgres.DefaultSchema)); err != nil {
 		return nil, err
 	}
-	log, err := postgres.Open(pool, postgres.Config{}, warnings(os.Stderr))
+	log, err := postgres.Open(pool, postgres.Config{}, quiet)
 	if err != nil {
 		return nil, err
 	}

@@ -66,8 +66,7 @@ func TestConnectionStays(t *testing.T) {
 		t.Errorf("first %d, then %d", first, again)
 	}
 	if err := c.Do(t.Context(), func(db dedicated.DB) error {
-		_, err := db.Exec(t.Context(), `select 1 / 0`)
-		return err
+		return db.QueryRow(t.Context(), `select 1 / 0`).Scan(new(int))
 	}); err == nil || session(t, c) != first {
 		t.Errorf("a statement that failed: %v, and the connection is another one", err)
 	}

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
@@ -172,19 +171,10 @@ func TestBusyPoolLosesNoJob(t *testing.T) {
 	})
 	id := enqueue(t, table, "long")
 	<-begun
-	var taken []*pgxpool.Conn
-	for range table.pool.Config().MaxConns {
-		conn, err := table.pool.Acquire(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		taken = append(taken, conn)
-	}
-	<-time.After(2 * lease)
+	giveBack := pgtest.TakeAll(t, table.pool)
+	<-time.After(2 * lease) // longer than a lease that is not renewed
 	close(release)
-	for _, conn := range taken {
-		conn.Release()
-	}
+	giveBack()
 	awaitState(t, table, id, "completed")
 	if texts := o.texts(); len(texts) != 1 {
 		t.Errorf("the job was begun %d times", len(texts))

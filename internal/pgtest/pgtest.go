@@ -42,6 +42,24 @@ func Open(t testing.TB, url string) *pgxpool.Pool {
 	return pool
 }
 
+// TakeAll takes all of the pool's connections, as an application does that is busy, until release is called.
+func TakeAll(t testing.TB, pool *pgxpool.Pool) (release func()) {
+	t.Helper()
+	var taken []*pgxpool.Conn
+	for range pool.Config().MaxConns {
+		conn, err := pool.Acquire(context.Background())
+		if err != nil {
+			t.Fatalf("take all connections: %v", err)
+		}
+		taken = append(taken, conn)
+	}
+	return func() {
+		for _, conn := range taken {
+			conn.Release()
+		}
+	}
+}
+
 // URL returns the address of a private database that has the migrations of sets, for programs that connect by
 // themselves. The database is dropped when the test ends; connections that are still open then are ended.
 func URL(t testing.TB, sets ...migrate.Set) string {

@@ -30,7 +30,7 @@ func TestSharesAreLockedInOrder(t *testing.T) {
 		do   func() error
 	}{
 		{"a checkpoint", func() error { _, err := holds(t, l, "reader", "p").store(t.Context(), checkpoints); return err }},
-		{"a renewal", func() error { _, err := holds(t, l, "reader", "p").renew(t.Context(), numbers); return err }},
+		{"a renewal", func() error { _, err := holds(t, l, "reader", "p").renew(t.Context(), l.pool, numbers); return err }},
 		{"a move", func() error { _, err := l.Move(t.Context(), reader, Beginning(), false); return err }},
 		{"a change of name", func() error { return l.Rename(t.Context(), "reader", "renamed") }},
 	} {

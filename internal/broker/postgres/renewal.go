@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -33,28 +32,21 @@ func (r *renewals) rest() {
 	}
 }
 
-const (
-	// lockedTries is how often it is tried to renew what somebody has locked, mostly since it is being stored at this moment, and
-	// lockedPause how long that is waited for.
-	lockedTries = 4
-	lockedPause = 10 * time.Millisecond
-)
-
-// renewal is what one consumer asks for. The answer is there when done is closed.
+// renewal is what one consumer asks for. The answer is there when done is closed, unless there is none.
 type renewal struct {
-	holder holder
-	shares []int16
-	done   chan struct{}
-	whole  bool // all was renewed
-	others int
-	err    error
+	holder   holder
+	shares   []int16
+	done     chan struct{}
+	answer   presence
+	answered bool
+	err      error
 }
 
-// renewTogether renews like renew, with those of other consumers. Where anything of this one's could not be had at once, or was
-// lost, or it is paused or holds nothing, it is renewed by itself: one consumer's lock does not keep the others from their leases.
+// renewTogether renews like renew, with those of other consumers. Who holds nothing, or is locked for longer than the others wait,
+// is renewed by itself: one consumer's lock does not keep the others from their leases.
 func (h holder) renewTogether(ctx context.Context, shares []int16) (presence, error) {
 	if len(shares) == 0 {
-		return h.renew(ctx, shares)
+		return h.renew(ctx, h.log.pool, shares)
 	}
 	r := &renewal{holder: h, shares: shares, done: make(chan struct{})}
 	h.log.renewals.ask(h.log, r)
@@ -63,13 +55,10 @@ func (h holder) renewTogether(ctx context.Context, shares []int16) (presence, er
 	case <-ctx.Done():
 		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, ctx.Err())
 	}
-	switch {
-	case r.err != nil:
-		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, r.err)
-	case r.whole:
-		return presence{held: shares, others: r.others, seated: true}, nil
+	if r.err != nil || r.answered {
+		return r.answer, r.err
 	}
-	return h.renew(ctx, shares)
+	return h.renew(ctx, h.log.pool, shares)
 }
 
 func (r *renewals) ask(l *Log, asked *renewal) {
@@ -109,26 +98,40 @@ func (r *renewals) send(l *Log) {
 	}
 }
 
-// renewAll renews what nobody else has locked, or not for long.
+// lockedWait bounds how long all of a process's consumers wait for the locks of some.
+const lockedWait = 500 * time.Millisecond
+
+// renewAll renews what nobody else has locked in one statement, and then, one after another, who was passed over: mostly since it
+// is being stored at this moment, which is soon over.
 func (l *Log) renewAll(server time.Time, all []*renewal) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.config.Lease/4)
 	defer cancel()
-	for range lockedTries {
-		err := l.renewals.conn.Do(ctx, func(db dedicated.DB) error { return l.renewUnlocked(ctx, db, server, all) })
-		if err != nil {
+	if len(all) > 1 {
+		if err := l.renewals.conn.Do(ctx, func(db dedicated.DB) error { return l.renewUnlocked(ctx, db, server, all) }); err != nil {
 			for _, a := range all {
 				a.err = err
 			}
 			return
 		}
-		if all = slices.DeleteFunc(slices.Clone(all), func(a *renewal) bool { return a.whole }); len(all) == 0 {
+	}
+	ctx, cancel = context.WithTimeout(ctx, min(l.config.Lease/8, lockedWait))
+	defer cancel()
+	for _, a := range all {
+		if a.answered {
+			continue
+		}
+		err := l.renewals.conn.Do(ctx, func(db dedicated.DB) (err error) {
+			a.answer, err = a.holder.renew(ctx, db, a.shares)
+			return err
+		})
+		if ctx.Err() != nil {
 			return
 		}
-		sleep(ctx, lockedPause)
+		a.answered, a.err = true, err
 	}
 }
 
-// renewUnlocked does it in one statement. Rows are locked in order; none is waited for.
+// renewUnlocked answers those of whom nothing is locked, lost or paused. Rows are locked in order; none is waited for.
 func (l *Log) renewUnlocked(ctx context.Context, db dedicated.DB, server time.Time, all []*renewal) error {
 	byOwner := make(map[string]*renewal, len(all))
 	for _, a := range all {
@@ -168,14 +171,19 @@ func (l *Log) renewUnlocked(ctx context.Context, db dedicated.DB, server time.Ti
 		WHERE `+l.sameServer("$7", "NULL"),
 		consumers, owners, shareConsumers, shareOwners, shares, l.config.Lease, server)
 	if err != nil {
-		return err
+		return fmt.Errorf("renew shares of %d consumers: %w", len(byOwner), err)
 	}
 	var owner string
 	var n, others int
 	_, err = pgx.ForEachRow(rows, []any{&owner, &n, &others}, func() error {
 		a := byOwner[owner]
-		a.whole, a.others = n > 0 && n == len(a.shares), others
+		if n == len(a.shares) {
+			a.answered, a.answer = true, presence{held: a.shares, others: others, seated: true}
+		}
 		return nil
 	})
-	return err
+	if err != nil {
+		return fmt.Errorf("renew shares of %d consumers: %w", len(byOwner), err)
+	}
+	return nil
 }

@@ -180,7 +180,7 @@ func TestPlaceOfAnotherServer(t *testing.T) {
 	}
 	for what, do := range map[string]func(context.Context) error{
 		"claim":  func(ctx context.Context) error { _, err := there.claim(ctx, shareCount); return err },
-		"renew":  func(ctx context.Context) error { _, err := there.renew(ctx, []int16{1, 2}); return err },
+		"renew":  func(ctx context.Context) error { _, err := there.renew(ctx, l.pool, []int16{1, 2}); return err },
 		"read":   func(ctx context.Context) error { _, err := there.read(ctx, "user", held[0].place, nil); return err },
 		"park":   func(ctx context.Context) error { _, err := there.park(ctx, []change{parked}); return err },
 		"due":    func(ctx context.Context) error { _, err := there.dueKeys(ctx, []int16{3}); return err },

@@ -79,8 +79,8 @@ type presence struct {
 
 // renew prolongs the leases of the owner's shares and shows the others that it is there. A share that it does not name, since
 // the answer to a claim was lost, runs out.
-func (h holder) renew(ctx context.Context, shares []int16) (p presence, err error) {
-	err = h.log.pool.QueryRow(ctx, `WITH
+func (h holder) renew(ctx context.Context, db rowQuerier, shares []int16) (p presence, err error) {
+	err = db.QueryRow(ctx, `WITH
 		seat AS (`+h.seat(6)+`),
 		locked AS (
 			SELECT share FROM `+h.log.table("consumer_shares")+`

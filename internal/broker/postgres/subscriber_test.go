@@ -187,7 +187,7 @@ func TestOneOwnerAtATime(t *testing.T) {
 	if stored, err := holds(t, l, "reader", "a process that was killed").store(ctx, old); len(stored) > 0 || err != nil {
 		t.Errorf("the old owner stored %v: %v", stored, err)
 	}
-	if here, err := holds(t, l, "reader", "a process that was killed").renew(ctx, numbers); len(here.held) > 0 || err != nil {
+	if here, err := holds(t, l, "reader", "a process that was killed").renew(ctx, l.pool, numbers); len(here.held) > 0 || err != nil {
 		t.Errorf("the old owner renewed %v: %v", here.held, err)
 	}
 }

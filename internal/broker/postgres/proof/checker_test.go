@@ -46,7 +46,7 @@ type fault struct {
 const slack = 3 * time.Second
 
 // lag is by how much a place may lag behind what was acknowledged: the time between two checkpoints, on a busy machine.
-const lag = 2000 * time.Millisecond
+const lag = 2 * time.Second
 
 // explains tells that the fault is a reason for what d was to be delivered again at that time: it hit d's process while
 // d was under way, or before d can be expected to have been stored.
@@ -198,9 +198,10 @@ func (r *records) line(line string) error {
 	}
 	var kind string
 	var number, at int64
-	if _, err := fmt.Sscan(line, &kind, &number, &at); err == nil && kind == kindSlow {
+	if strings.HasPrefix(line, kindSlow) {
+		_, err := fmt.Sscan(line, &kind, &number, &at)
 		r.noteSlow(time.Unix(0, number), time.Unix(0, at))
-		return nil
+		return err
 	}
 	var e event
 	if _, err := fmt.Sscan(line, &kind, &number, &at, &e.id, &e.key, &e.n); err != nil {
@@ -278,5 +279,31 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 		if test.want == "" && got.wrong() || test.want != "" && !strings.Contains(got.String(), test.want) {
 			t.Errorf("%s: got %v; want %s", name, got, cmp.Or(test.want, "nothing wrong"))
 		}
+	}
+}
+
+// TestStarvedIsWhoeverLosesRenewals: one slow commit is no fault, nor are some that are far apart; several at once are, of that
+// process alone.
+func TestStarvedIsWhoeverLosesRenewals(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	const slow = lease / 8
+	r := &records{process: "a"}
+	for _, after := range []time.Duration{0, 2 * lease, 4 * lease} {
+		r.noteSlow(start.Add(after), start.Add(after+slow))
+	}
+	if len(r.starved) != 0 {
+		t.Fatalf("commits that were slow now and then made %d faults", len(r.starved))
+	}
+	from := start.Add(4*lease + slow)
+	r.noteSlow(from, from.Add(slow))
+	if len(r.starved) != 1 || !r.starved[0].from.Equal(start.Add(4*lease)) || !r.starved[0].to.Equal(from.Add(slow)) {
+		t.Fatalf("slow commits in a row made the faults %v", r.starved)
+	}
+	at := func(process string) *delivery {
+		return &delivery{process: process, began: from, ended: from.Add(time.Millisecond)}
+	}
+	if again := from.Add(lease); !r.starved[0].explains(at("a"), again) || r.starved[0].explains(at("b"), again) {
+		t.Error("the fault is a reason for somebody else's repeat, or not for its own process's")
 	}
 }

@@ -3,6 +3,7 @@ package proof_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -58,7 +59,6 @@ func readerMain() error {
 	if err != nil {
 		return err
 	}
-	defer records.Close()
 	poolConfig, err := pgxpool.ParseConfig(config.URL)
 	if err != nil {
 		return err
@@ -88,7 +88,7 @@ func readerMain() error {
 	}
 	context.AfterFunc(stop, func() { logger.Info("told to stop") })
 	r := &reader{config: config, log: l, records: records, refused: make(map[string]bool)}
-	return r.run(stop, s)
+	return errors.Join(r.run(stop, s), records.Close())
 }
 
 // slowCommit is how long a commit takes on a machine that gives the process too little: leases run out there, without a fault
@@ -114,7 +114,7 @@ func (r *reader) watch(ctx context.Context) {
 		if time.Since(from) > slowCommit {
 			_, err := fmt.Fprintf(r.records, "%s %d %d\n", kindSlow, from.UnixNano(), time.Now().UnixNano())
 			if err != nil {
-				panic(err)
+				panic(err) // as in handle
 			}
 		}
 		select {
