@@ -60,9 +60,11 @@ func (k *keeper) expire(ctx context.Context) {
 	}
 }
 
-// balance renews the leases, and claims or gives up shares until this process has its fair part.
+// balance renews the leases, and claims or gives up shares until this process has its fair part. It is not cut short by the end of
+// the work: a claim or a renewal that was given up on may still be carried out, after its owner has left, and the others would
+// wait for a lease that nobody uses.
 func (k *keeper) balance(ctx context.Context) error {
-	attempt, cancel := context.WithTimeout(ctx, k.log.config.Lease/4)
+	attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.log.config.Lease/4)
 	defer cancel()
 	asked := time.Now()
 	before := k.delivery.numbers()

@@ -43,18 +43,15 @@ type renewal struct {
 }
 
 // renewTogether renews like renew, with those of other consumers. Who holds nothing, or is locked for longer than the others wait,
-// is renewed by itself: one consumer's lock does not keep the others from their leases.
+// is renewed by itself: one consumer's lock does not keep the others from their leases. It does not give up on an answer, which
+// comes within half a lease: a renewal that is carried out after its consumer has left would seat it again.
 func (h holder) renewTogether(ctx context.Context, shares []int16) (presence, error) {
 	if len(shares) == 0 {
 		return h.renew(ctx, h.log.pool, shares)
 	}
 	r := &renewal{holder: h, shares: shares, done: make(chan struct{})}
 	h.log.renewals.ask(h.log, r)
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		return presence{}, fmt.Errorf("renew shares of %s: %w", h.consumer, ctx.Err())
-	}
+	<-r.done
 	if r.err != nil || r.answered {
 		return r.answer, r.err
 	}
@@ -135,7 +132,7 @@ func (l *Log) renewAll(server time.Time, all []*renewal) {
 func (l *Log) renewUnlocked(ctx context.Context, db dedicated.DB, server time.Time, all []*renewal) error {
 	byOwner := make(map[string]*renewal, len(all))
 	for _, a := range all {
-		byOwner[a.holder.owner] = a // who asks again has given up on what was asked before
+		byOwner[a.holder.owner] = a
 	}
 	var consumers, owners, shareConsumers, shareOwners []string
 	var shares []int16

@@ -127,16 +127,38 @@ func TestLockOfOneConsumerKeepsNobodyFromRenewing(t *testing.T) {
 	}
 }
 
-// TestRenewingTogetherAfterGivingUp: who has asked before, and has given up on the answer, is told of the shares that are asked for now.
-func TestRenewingTogetherAfterGivingUp(t *testing.T) {
+// TestStoppedConsumerIsNotSeatedAgain: a renewal that is under way when its consumer stops is not carried out once that has left. The
+// others would take it for one of them, and leave its part of the shares to it.
+func TestStoppedConsumerIsNotSeatedAgain(t *testing.T) {
 	t.Parallel()
-	l, holders := renewing(t, 1)
-	execute(t, l, `update postbus.consumer_shares set owner = 'another' where share = 3`)
-	before := &renewal{holder: holders[0], shares: []int16{1, 2}}
-	now := &renewal{holder: holders[0], shares: []int16{1, 3}}
-	l.renewAll(holders[0].server, []*renewal{before, now})
-	if now.err != nil || !now.answered || !slices.Equal(now.answer.held, []int16{1}) {
-		t.Errorf("%v are renewed, %v, and one of the two is with another process", now.answer.held, now.err)
+	l := newLog(t, Config{Lease: 2 * time.Second}, "reader")
+	ctx, stop := context.WithCancel(t.Context())
+	reading := listen(ctx, t, subscriber(t, l, "reader"), nil)
+	publish(t, l, event("k", 1))
+	reading.await(t, 1)
+	asked := func() int {
+		l.renewals.mu.Lock()
+		defer l.renewals.mu.Unlock()
+		return len(l.renewals.asked)
+	}
+	eventually(t, "a moment without a renewal", func() bool {
+		l.renewals.mu.Lock()
+		defer l.renewals.mu.Unlock()
+		idle := !l.renewals.sending
+		l.renewals.sending = true // as if others were being renewed
+		return idle
+	})
+	eventually(t, "a renewal that waits", func() bool { return asked() == 1 })
+	stop()
+	select {
+	case <-reading.ended:
+	case <-time.After(200 * time.Millisecond): // long enough to see it end too early
+	}
+	l.renewals.send(l)
+	<-reading.ended
+	var seated int
+	if err := l.pool.QueryRow(t.Context(), `select count(*) from postbus.consumer_members`).Scan(&seated); err != nil || seated != 0 {
+		t.Errorf("%d are there after the only one has stopped, %v", seated, err)
 	}
 }
 
