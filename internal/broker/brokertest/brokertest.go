@@ -29,6 +29,7 @@ func Run(t *testing.T, capabilities broker.Capabilities, open func(t *testing.T)
 		"what is published is read as it was": asItWas,
 		"a key keeps its order":               order,
 		"reading goes on at a place":          places,
+		"nothing waits for what comes next":   however,
 		"a topic can be read again":           replay,
 		"repeats":                             repeats,
 		"topics are made by many at once":     provision,
@@ -206,6 +207,28 @@ func places(t *testing.T, _ broker.Capabilities, open func() broker.Broker) {
 	more, _ := Read(t, opened(t, open), topic, at, 1)
 	if got := ids(append(got, more...)); !slices.Equal(got, ids([]*message.Message{first, second})) {
 		t.Errorf("read %v", got)
+	}
+}
+
+// however many there are, the last is read without another behind it, by a reader that finds them there.
+func however(t *testing.T, _ broker.Capabilities, open func() broker.Broker) {
+	t.Helper()
+	b := opened(t, open)
+	var at map[string]string
+	for n := 1; n <= 32; n += 1 + n/16 {
+		var messages []*message.Message
+		for i := range n {
+			messages = append(messages, New("k", i))
+		}
+		publish(t, b, messages...)
+		var got []*message.Message
+		began := time.Now()
+		if got, at = Read(t, b, topic, at, n); !slices.Equal(ids(got), ids(messages)) {
+			t.Errorf("of %d were read %v", n, ids(got))
+		}
+		if took := time.Since(began); took > patience/2 {
+			t.Fatalf("%d were read after %s", n, took)
+		}
 	}
 }
 

@@ -57,12 +57,12 @@ type reader struct {
 	running sync.WaitGroup
 }
 
-// chunk is what came at once.
+// chunk is what came at once: nothing only behind one that said that there might be more.
 type chunk struct {
 	messages []*message.Message
 	bytes    int
 	place    place
-	more     bool // there are more
+	more     bool // there may be more already
 	err      error
 }
 
@@ -179,8 +179,9 @@ func (r *reader) missing(s state) int64 {
 
 // read hands over what the stream has, and waits for more, until ctx ends or something fails.
 func (r *reader) read(ctx context.Context) {
-	for {
-		c := r.await(ctx)
+	for more := false; ; {
+		c := r.await(ctx, more)
+		more = c.more
 		select {
 		case r.chunks <- c:
 		case <-ctx.Done():
@@ -192,11 +193,12 @@ func (r *reader) read(ctx context.Context) {
 	}
 }
 
-// await waits for a chunk that is not empty, or for a failure.
-func (r *reader) await(ctx context.Context) chunk {
+// await waits for a chunk that is not empty, or for a failure. Where somebody holds a batch back for what may be there already, it
+// does not wait for what comes next.
+func (r *reader) await(ctx context.Context, held bool) chunk {
 	for {
 		c := r.fetch(ctx)
-		if c.err != nil || len(c.messages) > 0 {
+		if c.err != nil || len(c.messages) > 0 || held {
 			return c
 		}
 		if err := r.block(ctx); err != nil {
@@ -277,10 +279,12 @@ func (r *reader) Next(ctx context.Context) (broker.Batch, error) {
 			}
 			return broker.Batch{}, err
 		}
-		batch.Messages = append(batch.Messages, c.messages...)
-		batch.Place = c.place.String()
-		bytes += c.bytes
-		more = c.more
+		if len(c.messages) > 0 {
+			batch.Messages = append(batch.Messages, c.messages...)
+			batch.Place = c.place.String()
+			bytes += c.bytes
+		}
+		more = c.more || len(batch.Messages) == 0
 	}
 	return batch, nil
 }

@@ -262,6 +262,31 @@ func TestReaderEndsWithItsConnection(t *testing.T) {
 	}
 }
 
+// TestBatchThatTakesAll: what ends a batch because it is full may be the end of the stream too, and then what comes next is in the next
+// one.
+func TestBatchThatTakesAll(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	b := provisioned(t, server.URL())
+	const events = 4 + 8 + 16 + 32 + 64 + 128 + 3*256 // the chunks that a reader asks for, beyond batchMax
+	fill(t, server.Client(), stream, events)
+	r, err := b.Reader(t.Context(), "user", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
+	defer cancel()
+	first, err := r.Next(ctx)
+	if err != nil || len(first.Messages) != events {
+		t.Fatalf("a batch has %d of %d, %v", len(first.Messages), events, err)
+	}
+	last := publish(t, b, 1)
+	if next, err := r.Next(ctx); err != nil || len(next.Messages) != 1 || next.Messages[0].UUID != last {
+		t.Errorf("the next batch has %d, %v", len(next.Messages), err)
+	}
+}
+
 // requests is how many of the requests that readers make there have been.
 func requests(t *testing.T, client *driver.Client) string {
 	t.Helper()
