@@ -33,8 +33,6 @@ func isolationFigure() figure {
 		how: "100 events/s for 30 s, open loop; A and B consume the same topic in one process, which commits the events as well. " +
 			"A's handler sleeps for 30 s over each event. The foreign transaction is in another database of the same cluster and has a " +
 			"transaction id. What has not come to B 20 s after the end counts with the time until then.",
-		short: "The foreign transaction holds up no event; what makes one in a hundred come 30 ms later while it is open has not been found " +
-			"yet.",
 		metrics:    latencyMetrics,
 		contenders: contenders,
 		checks: []check{

@@ -349,8 +349,9 @@ func (s *Subscriber) keepStoring(ctx context.Context, d *delivery) {
 		case <-slow.C:
 		}
 		busy := s.log.storing.Add(1)
+		began := time.Now()
 		s.storeDue(ctx, d)
-		sleep(ctx, storePause(busy))
+		sleep(ctx, storePause(busy, time.Since(began)))
 		s.log.storing.Add(-1)
 	}
 }
@@ -386,13 +387,20 @@ func (s *Subscriber) reportLost(n int) {
 
 // storeEvery bounds how often the places of a consumer are stored while messages flow, and storeSpacing how often those of all
 // consumers of a process are. After a crash the messages acknowledged since the last time come again.
+//
+// While anybody's transaction stays open, nothing that was replaced since can be cleared away, and each time costs more than the one
+// before: with storeRest times as long between them they take up a twentieth of the time, until that is storeEveryMost.
 const (
-	storeEvery   = 50 * time.Millisecond
-	storeSpacing = 10 * time.Millisecond
+	storeEvery     = 50 * time.Millisecond
+	storeSpacing   = 10 * time.Millisecond
+	storeRest      = 19
+	storeEveryMost = 500 * time.Millisecond
 )
 
-// storePause is how long a consumer waits before it stores again, when so many are storing or waiting.
-func storePause(busy int32) time.Duration { return max(storeEvery, time.Duration(busy)*storeSpacing) }
+// storePause is how long a consumer waits before it stores again, when so many are storing or waiting, and when it took as long.
+func storePause(busy int32, took time.Duration) time.Duration {
+	return max(storeEvery, time.Duration(busy)*storeSpacing, min(took*storeRest, storeEveryMost))
+}
 
 // noteEvery is how often what is handled beyond a place that stays is stored.
 const noteEvery = time.Second

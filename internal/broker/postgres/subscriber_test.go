@@ -357,3 +357,22 @@ func TestLargeMessagesAreBounded(t *testing.T) {
 		t.Errorf("%d bytes are open, the limit is %d", d.bytes, unackedBytesMax)
 	}
 }
+
+// TestStoringTakesPartOfTheTimeOnly: many consumers take turns, and where it takes long it is done less often, but not for ever.
+func TestStoringTakesPartOfTheTimeOnly(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		busy       int32
+		took, want time.Duration
+	}{
+		{1, time.Millisecond, storeEvery},
+		{200, time.Millisecond, 200 * storeSpacing},
+		{1, 10 * time.Millisecond, 190 * time.Millisecond},
+		{1, 10 * time.Second, storeEveryMost},
+		{200, 10 * time.Second, 200 * storeSpacing},
+	} {
+		if got := storePause(c.busy, c.took); got != c.want {
+			t.Errorf("%d that store, after %s: %s, want %s", c.busy, c.took, got, c.want)
+		}
+	}
+}
