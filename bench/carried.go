@@ -47,7 +47,7 @@ func openCarried(ctx context.Context, r request, w way) (peer, error) {
 	if err := to.Provision(ctx, topicName); err != nil {
 		return nil, errors.Join(err, to.Close())
 	}
-	t, topics := &tally{}, []string{topicName}
+	t, topics := newTally(), []string{topicName}
 	return &carried{
 		postbus: &postbus{
 			routed: routed{codec: codec, subscribers: func(consumer string) (message.Subscriber, error) {

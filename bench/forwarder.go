@@ -42,7 +42,7 @@ func openForwarder(r request, w way) (peer, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &forwarding{routed: routed{codec: codec, subscribers: to.subscribers}, tally: &tally{}, db: db, to: to}, nil
+	return &forwarding{routed: routed{codec: codec, subscribers: to.subscribers}, tally: newTally(), db: db, to: to}, nil
 }
 
 func (p *forwarding) consume(ctx context.Context, names []string, handle func(consumer string) handler) error {

@@ -118,7 +118,8 @@ func relayRole(ctx context.Context, r request, _ func(reply) error) (answer repl
 	seen := make([]atomic.Bool, r.Count)
 	var handled, last atomic.Int64
 	began := time.Now()
-	counting.relayed().began = began
+	t := counting.relayed()
+	t.began, t.over = began, func() bool { return ctx.Err() != nil }
 	err = p.consume(ctx, r.Consumers, func(string) handler {
 		return func(_ context.Context, number int64) error {
 			if !seen[number].CompareAndSwap(false, true) { // it came twice
@@ -131,7 +132,6 @@ func relayRole(ctx context.Context, r request, _ func(reply) error) (answer repl
 			return nil
 		}
 	})
-	t := counting.relayed()
 	if t.failed.Load() > 0 {
 		err = errors.Join(err, errUnacknowledged)
 	}
