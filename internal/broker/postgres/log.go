@@ -266,17 +266,26 @@ func (l *Log) makeShares(ctx context.Context, tx pgx.Tx, consumer string, p plac
 	return err
 }
 
+// changeAttempts is how often a change is begun that a paused process has lost.
+const changeAttempts = 3
+
 // change runs fn in a transaction whose statements each see what others have committed before, whatever the database's
 // default is: after waiting for a lock that is what matters. A process that is paused in it loses it, and its locks, after
-// a lease.
-func (l *Log) change(ctx context.Context, fn func(pgx.Tx) error) error {
+// a lease, and begins anew: fn may run several times.
+func (l *Log) change(ctx context.Context, fn func(pgx.Tx) error) (err error) {
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}
-	return pgx.BeginTxFunc(ctx, l.pool, options, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, setLocal("idle_in_transaction_session_timeout", l.config.Lease)); err != nil {
+	for range changeAttempts {
+		err = pgx.BeginTxFunc(ctx, l.pool, options, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, setLocal("idle_in_transaction_session_timeout", l.config.Lease)); err != nil {
+				return err
+			}
+			return fn(tx)
+		})
+		if !hasCode(err, codeIdleInTransaction) {
 			return err
 		}
-		return fn(tx)
-	})
+	}
+	return err
 }
 
 // Subscriber returns the subscriber of one consumer, which handles so many keys at the same time. Each call makes a new one;

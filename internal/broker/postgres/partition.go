@@ -289,6 +289,8 @@ const (
 	codeLockNotAvailable = "55P03"
 	codeQueryCanceled    = "57014" // by statement_timeout
 	codeDeadlock         = "40P01"
+	// codeIdleInTransaction is by idle_in_transaction_session_timeout, for a client that sent nothing: it has not committed.
+	codeIdleInTransaction = "25P03"
 )
 
 func hasCode(err error, codes ...string) bool {
