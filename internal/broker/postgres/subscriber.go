@@ -394,7 +394,7 @@ const (
 	storeEvery     = 50 * time.Millisecond
 	storeSpacing   = 10 * time.Millisecond
 	storeRest      = 19
-	storeEveryMost = 500 * time.Millisecond
+	storeEveryMost = 250 * time.Millisecond
 )
 
 // storePause is how long a consumer waits before it stores again, when so many are storing or waiting, and when it took as long.

@@ -32,8 +32,9 @@ const (
 	lease = 2500 * time.Millisecond
 	// refusalsEvery is how rarely a reader refuses a message once, where it does so at all.
 	refusalsEvery = 40
-	// slow is how long a handler takes that takes long: the place lags behind by as much, well within lag.
-	slow = 500 * time.Millisecond
+	// slow is how long a handler takes that takes long: long enough for places to be stored meanwhile, also where that is done every
+	// quarter of a second only, since it has become slow. The place lags behind by as much, well within lag.
+	slow = 800 * time.Millisecond
 )
 
 type readerConfig struct {
