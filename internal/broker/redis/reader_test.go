@@ -199,13 +199,7 @@ func TestServerRestartsWhileReading(t *testing.T) {
 	server := redistest.Start(t)
 	b := provisioned(t, server.URL())
 	publish(t, b, 1)
-	r, err := b.Reader(t.Context(), "user", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
-	defer cancel()
+	ctx, r := reading(t, b)
 	batch, err := r.Next(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -230,13 +224,7 @@ func TestReaderEndsWithItsConnection(t *testing.T) {
 	b := provisioned(t, server.URL())
 	const events = 3 * batchMax / 2
 	fill(t, client, stream, events)
-	r, err := b.Reader(t.Context(), "user", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
-	defer cancel()
+	ctx, r := reading(t, b)
 	first, err := r.Next(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -270,13 +258,7 @@ func TestBatchThatTakesAll(t *testing.T) {
 	b := provisioned(t, server.URL())
 	const events = 4 + 8 + 16 + 32 + 64 + 128 + 3*256 // the chunks that a reader asks for, beyond batchMax
 	fill(t, server.Client(), stream, events)
-	r, err := b.Reader(t.Context(), "user", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
-	defer cancel()
+	ctx, r := reading(t, b)
 	first, err := r.Next(ctx)
 	if err != nil || len(first.Messages) != events {
 		t.Fatalf("a batch has %d of %d, %v", len(first.Messages), events, err)
@@ -285,6 +267,21 @@ func TestBatchThatTakesAll(t *testing.T) {
 	if next, err := r.Next(ctx); err != nil || len(next.Messages) != 1 || next.Messages[0].UUID != last {
 		t.Errorf("the next batch has %d, %v", len(next.Messages), err)
 	}
+}
+
+// reading begins to read the topic, with the time that a reader may take.
+func reading(t *testing.T, b broker.Broker) (context.Context, broker.Reader) {
+	t.Helper()
+	r, err := b.Reader(t.Context(), "user", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), readerPatience)
+	t.Cleanup(func() {
+		cancel()
+		_ = r.Close() // it may have ended with its connection
+	})
+	return ctx, r
 }
 
 // requests is how many of the requests that readers make there have been.
