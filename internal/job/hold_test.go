@@ -178,3 +178,50 @@ func TestDeadlockOfAnOperatorIsTriedAgain(t *testing.T) {
 		t.Errorf("it is known as %+v, %v", status, err)
 	}
 }
+
+// TestOutcomesThatWaitAreBounded: handlers that are faster than their outcomes are stored wait for that, so that a stop can store what
+// is left.
+func TestOutcomesThatWaitAreBounded(t *testing.T) {
+	t.Parallel()
+	const count, concurrency = jobsPerEnqueueMax, 50
+	table := newTable(t, Config{})
+	release := make(chan struct{})
+	o := work(t, table, concurrency, func(_ context.Context, n note) error {
+		if n.Text == "first" {
+			<-release
+		}
+		return nil
+	})
+	first := enqueue(t, table, "first")
+	o.await(t, 1)
+	tx, err := table.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), `select from postbus.jobs where id = $1 for update`, first); err != nil {
+		t.Fatal(err)
+	}
+	close(release) // from here on nothing is stored
+	jobs := make([]Job, count)
+	for i := range jobs {
+		jobs[i] = newJob(t, "x")
+	}
+	if _, err := table.EnqueueAll(t.Context(), jobs...); err != nil {
+		t.Fatal(err)
+	}
+	o.await(t, unstoredMax)
+	const most = unstoredMax + concurrency + aheadMax
+	for before := -1; before < len(o.texts()); <-time.After(300 * time.Millisecond) {
+		before = len(o.texts())
+	}
+	if n := len(o.texts()); n > most {
+		t.Errorf("%d jobs were run and none of them is stored, want %d at most", n, most)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of all", func() bool {
+		return value[int](t, table.pool, `select count(*)::int from postbus.jobs where state = 'completed'`) == count+1
+	})
+}

@@ -146,6 +146,9 @@ func (s *Subscriber) fetch(stop, handling context.Context, w *worker, ready chan
 			}
 			continue
 		}
+		if w.awaitStored(stop, unstoredMax); stop.Err() != nil {
+			return
+		}
 		taken, err := w.take(stop, handling, s.queue, n)
 		if err != nil {
 			failures++

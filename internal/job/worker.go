@@ -67,7 +67,7 @@ func (t *Table) join(queue string) *worker {
 
 // leave stores what is left, and gives up the lease when the queue was the last.
 func (t *Table) leave(ctx context.Context, w *worker, queue string) {
-	w.awaitStored(ctx)
+	w.awaitStored(ctx, 0)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	w.mu.Lock()
@@ -76,9 +76,13 @@ func (t *Table) leave(ctx context.Context, w *worker, queue string) {
 		delete(w.floors, queue)
 	}
 	last := len(w.queues) == 0
+	left := len(w.outcomes) + w.storing
 	w.mu.Unlock()
 	if !last {
 		return
+	}
+	if left > 0 {
+		t.logger.Warn("outcomes of jobs could not be stored in time, they will run again", slog.Int("count", left))
 	}
 	t.worker = nil
 	w.stop()
@@ -198,6 +202,9 @@ const (
 	retryWait = 50 * time.Millisecond
 	// storeMax bounds one statement.
 	storeMax = 1000
+	// unstoredMax is how many outcomes may wait when more jobs are taken. A stop has to get them stored within finishTimeout, even if
+	// the database is slow at it; those that it does not would run again.
+	unstoredMax = 4 * storeMax
 	// storeTimeout bounds one attempt. It is not cut short by the end of the work: a statement that was given up on may still be
 	// carried out.
 	storeTimeout = 5 * time.Second
@@ -241,8 +248,8 @@ func (w *worker) store(ctx context.Context) error {
 	return nil
 }
 
-// awaitStored returns when there are no outcomes to be stored any more, or ctx has ended.
-func (w *worker) awaitStored(ctx context.Context) {
+// awaitStored returns when no more than so many outcomes are to be stored, or ctx has ended.
+func (w *worker) awaitStored(ctx context.Context, atMost int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	defer context.AfterFunc(ctx, func() {
@@ -250,7 +257,7 @@ func (w *worker) awaitStored(ctx context.Context) {
 		defer w.mu.Unlock()
 		w.changed.Broadcast()
 	})()
-	for len(w.outcomes)+w.storing > 0 && ctx.Err() == nil {
+	for len(w.outcomes)+w.storing > atMost && ctx.Err() == nil {
 		w.changed.Wait()
 	}
 }
