@@ -24,6 +24,28 @@ func TestLeaseNeverBecomesShorter(t *testing.T) {
 	}
 }
 
+// TestTakesLeaveTheLeaseAsItIs while it is fresh: no version of its row is left behind by each of them.
+func TestTakesLeaveTheLeaseAsItIs(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{Lease: time.Hour})
+	enqueue(t, table, "1")
+	enqueue(t, table, "2")
+	enqueue(t, table, "3")
+	version := func() (v string) {
+		takeOne(t, table, "w")
+		return value[string](t, table.pool, `select ctid::text from postbus.job_workers`)
+	}
+	before := version()
+	if after := version(); after != before {
+		t.Errorf("the row has moved from %s to %s", before, after)
+	}
+	execute(t, table.pool, `update postbus.job_workers set lease_until = now() + interval '30 minutes'`)
+	version()
+	if left := value[time.Duration](t, table.pool, `select lease_until - now() from postbus.job_workers`); left < 59*time.Minute {
+		t.Errorf("a lease that is half over was not renewed: %s", left)
+	}
+}
+
 // TestContextEndsBeforeTheLease: when no heartbeat gets through, the handler's context ends before another worker may take
 // the job, and not a heartbeat after that.
 func TestContextEndsBeforeTheLease(t *testing.T) {

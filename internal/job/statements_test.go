@@ -193,7 +193,7 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 		t.Fatal(err)
 	}
 	look := func(from []time.Time) plan {
-		return explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), from, int64(1_000_000))
+		return explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), from, int64(1_000_000), int64(200_000))
 	}
 	look(f.next(time.Now()).from).check(t, "a take", 150)
 	if p := look(make([]time.Time, len(priorities()))); p.blocks < 500 {

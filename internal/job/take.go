@@ -28,8 +28,9 @@ type row struct {
 
 // takeSQL takes the next due jobs of a queue, the highest priority first, and renews the worker's lease, or begins it.
 //
-// The lease never becomes shorter: this process counts on what an earlier answer has told it, and the time here is drawn
-// before the wait for the row.
+// The lease is left as it is while no more than leaseSlack of it is over: while somebody's transaction is open each version of
+// its row stays, and the next take goes through all of them. So it never becomes shorter either, although the time here is drawn
+// before the wait for the row. The row is locked in any case.
 //
 // A row that another takes at the same time is passed over. The lateral join is carried out priority by priority and ends
 // with the limit, so that no row is locked that is not taken. The floors are where the last look ended (floors).
@@ -48,16 +49,21 @@ func takeSQL(t *Table) string {
 		leased AS (
 			INSERT INTO ` + t.table("job_workers") + ` AS w (owner, lease_until)
 			SELECT $1::text, clock_timestamp() + $6::bigint * interval '1 microsecond' WHERE EXISTS (SELECT FROM picked)
-			ON CONFLICT (owner) DO UPDATE SET lease_until = greatest(w.lease_until, excluded.lease_until))
+			ON CONFLICT (owner) DO UPDATE SET lease_until = excluded.lease_until
+				WHERE w.lease_until < excluded.lease_until - $7::bigint * interval '1 microsecond')
 		UPDATE ` + t.table("jobs") + ` AS j
 		SET state = 'running', owner = $1, epoch = j.epoch + 1, attempt = j.attempt + 1, started_at = clock_timestamp()
 		FROM picked WHERE j.id = picked.id
 		RETURNING j.id, j.sequence, j.epoch, j.kind, j.priority, j.run_at, j.attempt, coalesce(j.lock_key, ''), j.metadata, j.args`
 }
 
+// leaseSlack is how much of a lease may be over when a take leaves it as it is: about a heartbeat.
+func (t *Table) leaseSlack() time.Duration { return t.config.Lease / 5 }
+
 // take takes up to n jobs of the queue, in the order in which they are to be begun.
 func (t *Table) take(ctx context.Context, owner, queue string, n int, floors []time.Time) ([]row, error) {
-	rows, err := t.pool.Query(ctx, t.sql.take, t.perValue, owner, queue, n, priorities(), floors, t.config.Lease.Microseconds())
+	rows, err := t.pool.Query(ctx, t.sql.take, t.perValue, owner, queue, n, priorities(), floors, t.config.Lease.Microseconds(),
+		t.leaseSlack().Microseconds())
 	if err != nil {
 		return nil, fmt.Errorf("take jobs of %s: %w", queue, err)
 	}

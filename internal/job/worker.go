@@ -152,7 +152,7 @@ func (w *worker) take(ctx, handling context.Context, queue string, n int) ([]*de
 	}
 	f.looked(look, reachedBy(rows))
 	if len(rows) > 0 {
-		w.term.extend(look.asked)
+		w.term.extend(look.asked.Add(-w.table.leaseSlack()))
 		w.active = time.Now()
 	}
 	deliveries := make([]*delivery, len(rows))
