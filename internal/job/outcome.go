@@ -47,6 +47,10 @@ type outcome struct {
 	result      *string // JSON
 }
 
+// runs is true for a job that is running. Adding nothing keeps the planner from the index of those, which may be full of entries of
+// jobs that ran before.
+const runs = `j.state || '' = 'running'`
+
 // endSQL stores outcomes. An epoch that is not the job's any more changes nothing. A job that somebody wanted cancelled is
 // not tried again.
 func endSQL(t *Table) string {
@@ -65,7 +69,7 @@ func endSQL(t *Table) string {
 					|| (o.failure::jsonb || jsonb_build_object('attempt', j.attempt)) END
 		FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[])
 			AS o (id, epoch, verdict, wait, failure, fingerprint, result)
-		WHERE j.id = o.id AND j.epoch = o.epoch AND j.state = 'running'
+		WHERE j.id = o.id AND j.epoch = o.epoch AND ` + runs + `
 		RETURNING j.id, j.queue, j.state`
 }
 
@@ -129,7 +133,7 @@ func (t *Table) queueEnd(batch *pgx.Batch, outcomes []outcome, all *[]ended) {
 	if len(forget) > 0 {
 		ids, epochs := idsOf(forget)
 		batch.Queue(`DELETE FROM `+t.table("jobs")+` AS j USING unnest($1::uuid[], $2::bigint[]) AS o (id, epoch)
-			WHERE j.id = o.id AND j.epoch = o.epoch AND j.state = 'running'
+			WHERE j.id = o.id AND j.epoch = o.epoch AND `+runs+`
 			RETURNING j.id, j.queue, 'completed'`, ids, epochs).Query(collect)
 	}
 	if len(keep) > 0 {

@@ -67,8 +67,8 @@ func TestManyScheduledJobsCostNothing(t *testing.T) {
 	execute(t, table.pool, `analyze postbus.jobs`)
 	queues, levels, from := lookerOf(table).looks()
 	explain(t, table, table.sql.due, queues, levels, from, table.config.Poll.Microseconds()).check(t, "a look", 100)
-	explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), make([]time.Time, len(priorities())), int64(1_000_000), int64(200_000)).
-		check(t, "a take", 100)
+	explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), make([]time.Time, len(priorities())),
+		int64(1_000_000), int64(200_000)).check(t, "a take", 100)
 	id := enqueue(t, table, "due")
 	work(t, table, 1, nil)
 	awaitState(t, table, id, StateCompleted)
@@ -90,8 +90,8 @@ func TestManyBehindOneKey(t *testing.T) {
 	enqueue(t, table, "head", LockKey("k"))
 	many(t, table, 100_000, "state, run_at, lock_key", "'behind', now(), 'k'")
 	execute(t, table.pool, `analyze postbus.jobs`)
-	explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), make([]time.Time, len(priorities())), int64(1_000_000), int64(200_000)).
-		check(t, "a take", 150)
+	explain(t, table, table.sql.take, "w", DefaultQueue, 10, priorities(), make([]time.Time, len(priorities())),
+		int64(1_000_000), int64(200_000)).check(t, "a take", 150)
 	r := takeOne(t, table, "w")
 	// Half of them were the head and have ended.
 	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now() where sequence <= 50000`)

@@ -204,6 +204,38 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	}
 }
 
+// TestOpenTransactionDoesNotSlowTheHeartbeat, nor the storing of outcomes: what ran before stays in the index of running jobs, and
+// neither goes through it.
+func TestOpenTransactionDoesNotSlowTheHeartbeat(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	held, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Rollback(t.Context())
+	if _, err := held.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
+		t.Fatal(err)
+	}
+	many(t, table, 60_000, "state, owner, run_at", "'running', 'w', now()")
+	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now()`)
+	execute(t, table.pool, `analyze postbus.jobs`)
+	const count = 50
+	ids, epochs, verdicts := make([]uuid.UUID, count), make([]int64, count), make([]string, count)
+	waits, none := make([]int64, count), make([]*string, count)
+	for i := range ids {
+		ids[i], verdicts[i] = enqueue(t, table, "x"), verdictCompleted
+	}
+	execute(t, table.pool, `update postbus.jobs set state = 'running', owner = 'w' where id = any ($1)`, ids)
+	const most = 8 * count // blocks: a way down an index, and the row and what is written
+	explain(t, table, table.sql.renew, "w", ids, int64(1_000_000)).check(t, "a heartbeat", most)
+	explain(t, table, table.sql.end, ids, epochs, verdicts, waits, none, none, none, 3, failuresMax).check(t, "storing outcomes", 3*most)
+	p := explain(t, table, `select id from postbus.jobs where owner = $1 and state = 'running'`, "w")
+	if p.blocks < 500 {
+		t.Errorf("the index of running jobs took %d blocks: nothing was tried", p.blocks)
+	}
+}
+
 // TestOpenTransactionDoesNotSlowTheLooks: the look for what becomes due begins where takes do.
 func TestOpenTransactionDoesNotSlowTheLooks(t *testing.T) {
 	t.Parallel()
