@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"postbus/internal/servertest"
 )
 
 const (
@@ -29,9 +31,9 @@ var seed = flag.Uint64("seed", 0, "of TestKilledAtRandom; 0 is another one each 
 //   - Mails with one Message-ID have one link, and each user's link works.
 func TestKilledAtRandom(t *testing.T) {
 	parallel(t)
-	people := 100
-	if testing.Short() {
-		people = 20
+	people := 20
+	if servertest.InCI() {
+		people = 100
 	}
 	seed := *seed
 	if seed == 0 {

@@ -101,11 +101,8 @@ func Shared(t testing.TB) *Server {
 func newServer(t testing.TB) *Server {
 	t.Helper()
 	path := program()
-	switch {
-	case path == "" && os.Getenv("CI") == "":
-		t.Skip("rabbitmq-server is not installed; .ci/run installs it")
-	case path == "":
-		t.Fatal("rabbitmq-server is not installed")
+	if path == "" {
+		servertest.Missing(t, "rabbitmq-server")
 	}
 	dir, err := os.MkdirTemp("", "rabbittest")
 	if err != nil {

@@ -68,10 +68,7 @@ func StartSentinel(t testing.TB, server *Server, name string) *Server {
 func start(t testing.TB, listen, configuration string, options ...string) *Server {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is not installed", program)
-		}
-		t.Skipf("%s is not installed; .ci/run installs it", program)
+		servertest.Missing(t, program)
 	}
 	dir, err := os.MkdirTemp("", "redistest")
 	if err != nil {

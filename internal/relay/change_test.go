@@ -12,6 +12,7 @@ import (
 	"postbus/internal/broker/postgres"
 	"postbus/internal/natstest"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // unlucky is which of a door's events fail when they come first, so that some are always parked.
@@ -133,6 +134,7 @@ func TestBrokerIsChangedWhileEverythingRuns(t *testing.T) {
 // it does what is missing. Nothing is lost or reordered, and no effect doubled.
 func TestKilledWhileBrokersChange(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := natstest.Start(t)
 	w, quiet := newChangingWay(t)
 	start := func() *carrier { return w.startWith(carrierConfig{Broker: server.URL(), Changing: true}) }
@@ -160,6 +162,7 @@ func TestKilledWhileBrokersChange(t *testing.T) {
 // TestConsumersThatRestChangeToo: with nothing to do in either log they go where they are sent.
 func TestConsumersThatRestChangeToo(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := natstest.Start(t)
 	w, quiet := newChangingWay(t)
 	w.startWith(carrierConfig{Broker: server.URL(), Changing: true})

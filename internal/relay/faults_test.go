@@ -14,6 +14,7 @@ import (
 	"postbus/internal/natstest"
 	"postbus/internal/pgtest"
 	"postbus/internal/redistest"
+	"postbus/internal/servertest"
 )
 
 // outage is for how long the tests leave a broker unreachable: BROKER_OUTAGE says, as CI does.
@@ -40,6 +41,16 @@ func servers() map[string]func(*testing.T) process {
 		"nats":  func(t *testing.T) process { t.Helper(); return natstest.Start(t) },
 		"kafka": func(t *testing.T) process { t.Helper(); return startKafka(t) },
 		"redis": func(t *testing.T) process { t.Helper(); return redistest.Start(t) },
+	}
+}
+
+// first is the broker that tests try always. What they do with the others they leave out where there is no time for it.
+const first = "nats"
+
+func others(t *testing.T, scheme string) {
+	t.Helper()
+	if scheme != first {
+		servertest.Thorough(t)
 	}
 }
 
@@ -120,6 +131,7 @@ func TestBrokerIsKilled(t *testing.T) {
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
+			others(t, scheme)
 			server := start(t)
 			w := newWay(t)
 			c := w.start(scheme+"://"+server.Addr(), 0)
@@ -147,6 +159,7 @@ func TestBrokerIsUnreachable(t *testing.T) {
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
+			others(t, scheme)
 			proxy := roadTo(t, start(t))
 			w := newWay(t)
 			c := w.start(scheme+"://"+proxy.Addr(), 0)
@@ -181,11 +194,13 @@ func TestBrokerIsSlow(t *testing.T) {
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
+			others(t, scheme)
 			slow(t, roadTo(t, start(t)), func(way string) string { return scheme + "://" + way })
 		})
 	}
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
+		others(t, "postgres")
 		address, err := url.Parse(pgtest.URL(t))
 		if err != nil {
 			t.Fatal(err)
@@ -226,6 +241,7 @@ const hangs = 12 * time.Second
 // TestBrokerHangs: it keeps its connections and answers nothing, for longer than the relay waits for an answer.
 func TestBrokerHangs(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()

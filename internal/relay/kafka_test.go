@@ -10,6 +10,7 @@ import (
 	"postbus/internal/broker/kafka"
 	"postbus/internal/kafkatest"
 	"postbus/internal/natstest"
+	"postbus/internal/servertest"
 )
 
 // kafkaProcess has three brokers, which tell of the ways that lead to them.
@@ -61,6 +62,7 @@ func kafkaHere(t *testing.T) (cluster *kfake.Cluster, url string) {
 // TestWatermillsSuiteOverKafka runs it as TestWatermillsSuite does.
 func TestWatermillsSuiteOverKafka(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	_, url := kafkaHere(t)
 	runSuite(t, kafka.Kind(), url+"?prefix=suite")
 }
@@ -68,6 +70,7 @@ func TestWatermillsSuiteOverKafka(t *testing.T) {
 // TestRelayDiesBetweenAckAndNoteOverKafka, which recognises nothing that another process publishes again.
 func TestRelayDiesBetweenAckAndNoteOverKafka(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	cluster, url := kafkaHere(t)
 	w := newWay(t)
 	w.write(20)
@@ -91,6 +94,7 @@ func TestRelayDiesBetweenAckAndNoteOverKafka(t *testing.T) {
 // TestKafkaBrokerIsLostWhilePublishing: of three brokers any one may go, and leaders move.
 func TestKafkaBrokerIsLostWhilePublishing(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	cluster, url := kafkaHere(t)
 	w := newWay(t)
 	c := w.start(url, 0)

@@ -10,12 +10,14 @@ import (
 	"postbus/internal/broker/amqp"
 	"postbus/internal/natstest"
 	"postbus/internal/rabbittest"
+	"postbus/internal/servertest"
 )
 
 // TestRabbitMQIsKilledOrHangs while events are on their way, is away while others commit, and comes back with what it has stored;
 // then it keeps its connections and answers nothing, for longer than the relay waits for an answer.
 func TestRabbitMQIsKilledOrHangs(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := rabbittest.Start(t)
 	w := newWay(t)
 	c := w.start(server.URL(), 0)
@@ -43,6 +45,7 @@ func TestRabbitMQIsKilledOrHangs(t *testing.T) {
 // it is reached again.
 func TestRabbitMQIsUnreachable(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	proxy := natstest.NewProxy(t, rabbittest.Shared(t).Addr())
 	url := rabbittest.URL(proxy.Addr()) + "?prefix=unreachable"
 	w := newWay(t)
@@ -65,6 +68,7 @@ func TestRabbitMQIsUnreachable(t *testing.T) {
 // TestRabbitMQIsSlow as the others are in TestBrokerIsSlow.
 func TestRabbitMQIsSlow(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	slow(t, natstest.NewProxy(t, rabbittest.Shared(t).Addr()), func(way string) string {
 		return rabbittest.URL(way) + "?prefix=slow"
 	})
@@ -73,6 +77,7 @@ func TestRabbitMQIsSlow(t *testing.T) {
 // TestWatermillsSuiteOverRabbitMQ is the same over RabbitMQ.
 func TestWatermillsSuiteOverRabbitMQ(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	runSuite(t, amqp.Kind(), rabbittest.Shared(t).URL()+"?prefix=suite")
 }
 
@@ -80,6 +85,7 @@ func TestWatermillsSuiteOverRabbitMQ(t *testing.T) {
 // comes, and the others go on. RabbitMQ knows no repeats; events are published twice, and have one effect.
 func TestProcessesShareTheWayOverRabbitMQ(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := rabbittest.Shared(t)
 	url := server.URL() + "?prefix=shared"
 	w := newWay(t)

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // TestRestoredLogGoesOn dumps a log in the middle of its work and restores it into a new cluster, whose transaction ids
@@ -130,7 +130,7 @@ func program(t *testing.T, name string) string {
 	}
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
 	if err != nil || len(found) == 0 {
-		t.Skip(strings.ToUpper(name) + " is not installed")
+		servertest.Missing(t, name)
 	}
 	return found[len(found)-1]
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/servertest"
 )
 
 // partitionsOf looks at the topic "user".
@@ -403,6 +405,7 @@ func TestLateRowOfAClosedPartition(t *testing.T) {
 // partitions that end anywhere.
 func TestInterleavingsWhilePartitionsAreClosed(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const played, closedMin = 120, 10
 	s := newStage(t)
 	l := s.log

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // TestThroughPgBouncer publishes and reads through a pooler that gives a connection to others after every transaction.
@@ -45,7 +46,7 @@ func startPgBouncer(t *testing.T, address string) string {
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
 		if program = "/usr/sbin/pgbouncer"; !exists(program) {
-			t.Skip("pgbouncer is not installed; .ci/run installs it")
+			servertest.Missing(t, "pgbouncer")
 		}
 	}
 	u, err := url.Parse(address)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // answer is what renewTogether told one consumer.
@@ -179,6 +180,7 @@ func TestRenewingTogetherOnAnotherServer(t *testing.T) {
 // TestManyConsumersKeepTheirShares for several leases, while they store what they have handled.
 func TestManyConsumersKeepTheirShares(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const consumers = 20
 	names := make([]string, consumers)
 	for i := range names {

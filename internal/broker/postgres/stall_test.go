@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbus/internal/servertest"
 )
 
 // stallMax is how long maintenance may hold up a publisher. The server looks after it, for it tells a wait for a lock from
@@ -71,6 +73,7 @@ func (s stalls) take(topic string) time.Duration { return time.Duration(s.longes
 // long a commit takes on this machine just now.
 func TestMaintenanceDoesNotHoldUpPublishers(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newLog(t, aged(false))
 	if err := l.Provision(t.Context(), []string{"control"}, nil); err != nil {
 		t.Fatal(err)

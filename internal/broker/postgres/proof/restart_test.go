@@ -3,6 +3,8 @@ package proof_test
 import (
 	"testing"
 	"time"
+
+	"postbus/internal/servertest"
 )
 
 const rollingRestarts = 50
@@ -11,6 +13,7 @@ const rollingRestarts = 50
 // is lost, and nothing is delivered twice.
 func TestRollingRestarts(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	w := newWorld(t, 10*time.Millisecond)
 	w.config.Lease = 10 * time.Second // a busy machine that loses one would be a reason for repeats
 	w.start(shared)
