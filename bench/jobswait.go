@@ -40,7 +40,7 @@ func jobsHeldFigure() figure {
 			"session has a transaction open in the same database, with a transaction id and a snapshot, from before the first job until " +
 			"after the last (`-hold 10m` makes it ten minutes). Meanwhile no dead row or index entry can go. `time` is how long that " +
 			"was; the rate at the end is that of the last fifth of the enqueueing. River has no lock keys.",
-		short: "Before, the rate beside an open transaction was 0.42 of the one without, and 0.22 at the end (five rounds, at commit eb39f5a): " +
+		short: "Before, the rate beside an open transaction was 0.42 of the one without, and 0.22 at the end (five rounds, at commit 1da3550): " +
 			"heartbeats and the storing of outcomes went through the index of running jobs, which has an entry of every job that ran " +
 			"since, and takes waited for the lease's row meanwhile.",
 		metrics: []metric{{rate, "jobs/s"}, {end, "jobs/s"}, {"time", "s"}},
