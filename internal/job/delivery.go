@@ -177,7 +177,7 @@ func Progress(ctx context.Context, value any) error {
 		return nil
 	}
 	t := d.worker.table
-	tag, err := t.pool.Exec(ctx, `UPDATE `+t.table("jobs")+` SET progress = $3 WHERE id = $1 AND epoch = $2 AND state = 'running'`,
+	tag, err := t.pool.Exec(ctx, t.sql.progress,
 		t.perValue, d.row.id, d.row.epoch, encoded)
 	if err != nil {
 		return fmt.Errorf("store progress: %w", err)

@@ -46,6 +46,27 @@ func TestTakesLeaveTheLeaseAsItIs(t *testing.T) {
 	}
 }
 
+// TestTakeThatLeavesTheLeaseCountsOnNoMore than there is of it.
+func TestTakeThatLeavesTheLeaseCountsOnNoMore(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{Lease: time.Hour}) // no heartbeat comes
+	w := table.join(DefaultQueue)
+	defer table.leave(t.Context(), w, DefaultQueue)
+	take := func() {
+		enqueue(t, table, "x")
+		if taken, err := w.take(t.Context(), t.Context(), DefaultQueue, 1); err != nil || len(taken) != 1 {
+			t.Fatalf("took %d jobs, %v", len(taken), err)
+		}
+	}
+	take()
+	<-time.After(100 * time.Millisecond) // the lease gets older
+	take()
+	there := value[time.Duration](t, table.pool, `select lease_until - clock_timestamp() from postbus.job_workers`)
+	if counted := w.term.left(); counted > there {
+		t.Errorf("it counts on %s of a lease that has %s left", counted, there)
+	}
+}
+
 // TestContextEndsBeforeTheLease: when no heartbeat gets through, the handler's context ends before another worker may take
 // the job, and not a heartbeat after that.
 func TestContextEndsBeforeTheLease(t *testing.T) {

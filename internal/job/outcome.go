@@ -73,6 +73,11 @@ func endSQL(t *Table) string {
 		RETURNING j.id, j.queue, j.state`
 }
 
+// progressSQL notes how far a job is.
+func progressSQL(t *Table) string {
+	return `UPDATE ` + t.table("jobs") + ` AS j SET progress = $3 WHERE j.id = $1 AND j.epoch = $2 AND ` + runs
+}
+
 // ended is what became of a job.
 type ended struct {
 	id    uuid.UUID

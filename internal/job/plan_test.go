@@ -51,6 +51,19 @@ func (p plan) check(t *testing.T, what string, blocksMax int) {
 	}
 }
 
+// keepOpen begins a transaction that has a snapshot, so that nothing that is replaced from now on is cleared away until end.
+func keepOpen(t *testing.T, table *Table) (end func()) {
+	t.Helper()
+	tx, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = tx.Rollback(t.Context()) } // it has done nothing
+}
+
 // many stores rows without anybody looking.
 func many(t *testing.T, table *Table, n int, columns, values string) {
 	t.Helper()
@@ -79,14 +92,7 @@ func TestManyScheduledJobsCostNothing(t *testing.T) {
 func TestManyBehindOneKey(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{})
-	held, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer held.Rollback(t.Context())
-	if _, err := held.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
-		t.Fatal(err)
-	}
+	defer keepOpen(t, table)()
 	enqueue(t, table, "head", LockKey("k"))
 	many(t, table, 100_000, "state, run_at, lock_key", "'behind', now(), 'k'")
 	execute(t, table.pool, `analyze postbus.jobs`)

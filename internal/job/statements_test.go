@@ -170,14 +170,7 @@ func TestModeOfThePoolStays(t *testing.T) {
 func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{})
-	held, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer held.Rollback(t.Context())
-	if _, err := held.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
-		t.Fatal(err)
-	}
+	defer keepOpen(t, table)()
 	many(t, table, 30_000, "state, run_at", "'waiting', now() - interval '1 hour' + i * interval '1 millisecond'")
 	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now()`)
 	enqueue(t, table, "first")
@@ -204,19 +197,12 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	}
 }
 
-// TestOpenTransactionDoesNotSlowTheHeartbeat, nor the storing of outcomes: what ran before stays in the index of running jobs, and
-// neither goes through it.
+// TestOpenTransactionDoesNotSlowTheHeartbeat, nor the storing of outcomes and progress: what ran before stays in the index of running jobs, and
+// none goes through it.
 func TestOpenTransactionDoesNotSlowTheHeartbeat(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{})
-	held, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer held.Rollback(t.Context())
-	if _, err := held.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
-		t.Fatal(err)
-	}
+	defer keepOpen(t, table)()
 	many(t, table, 60_000, "state, owner, run_at", "'running', 'w', now()")
 	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now()`)
 	execute(t, table.pool, `analyze postbus.jobs`)
@@ -230,6 +216,7 @@ func TestOpenTransactionDoesNotSlowTheHeartbeat(t *testing.T) {
 	const most = 8 * count // blocks: a way down an index, and the row and what is written
 	explain(t, table, table.sql.renew, "w", ids, int64(1_000_000)).check(t, "a heartbeat", most)
 	explain(t, table, table.sql.end, ids, epochs, verdicts, waits, none, none, none, 3, failuresMax).check(t, "storing outcomes", 3*most)
+	explain(t, table, table.sql.progress, ids[0], int64(0), "x").check(t, "storing progress", 50)
 	p := explain(t, table, `select id from postbus.jobs where owner = $1 and state = 'running'`, "w")
 	if p.blocks < 500 {
 		t.Errorf("the index of running jobs took %d blocks: nothing was tried", p.blocks)
@@ -240,14 +227,7 @@ func TestOpenTransactionDoesNotSlowTheHeartbeat(t *testing.T) {
 func TestOpenTransactionDoesNotSlowTheLooks(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{})
-	held, err := table.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer held.Rollback(t.Context())
-	if _, err := held.Exec(t.Context(), `select count(*) from postbus.jobs`); err != nil {
-		t.Fatal(err)
-	}
+	defer keepOpen(t, table)()
 	many(t, table, 30_000, "state, run_at", "'waiting', now() - interval '1 hour'")
 	execute(t, table.pool, `update postbus.jobs set state = 'completed', finalized_at = now()`)
 	w := lookerOf(table)

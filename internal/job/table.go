@@ -160,12 +160,12 @@ func (t *Table) change(ctx context.Context, fn func(pgx.Tx) error) error {
 // statements are the table's statements that are sent often, put together once.
 type statements struct {
 	insert, cross, lockKeys, settleKeys string
-	take, end, renew, due               string
+	take, end, progress, renew, due     string
 }
 
 func newStatements(t *Table) statements {
 	return statements{
 		insert: insertSQL(t), cross: crossSQL(t), lockKeys: lockKeysSQL(t), settleKeys: settleKeysSQL(t),
-		take: takeSQL(t), end: endSQL(t), renew: renewSQL(t), due: dueSQL(t),
+		take: takeSQL(t), end: endSQL(t), progress: progressSQL(t), renew: renewSQL(t), due: dueSQL(t),
 	}
 }
