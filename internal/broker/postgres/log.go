@@ -114,6 +114,7 @@ type Log struct {
 	opened   time.Time
 	renewals renewals
 	storing  atomic.Int32 // consumers whose places move
+	reads    turns
 	// How far this process has forgotten what may go.
 	inboxSweep, arrivalsSweep sweep
 	perValue                  pgx.QueryExecMode
@@ -126,7 +127,7 @@ func Open(pool *pgxpool.Pool, config Config, logger *slog.Logger) (*Log, error) 
 	if err := config.validate(); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return &Log{pool: pool, config: config, logger: logger, opened: time.Now(), perValue: perValue(pool),
+	return &Log{pool: pool, config: config, logger: logger, opened: time.Now(), perValue: perValue(pool), reads: newTurns(readsMax),
 		renewals: renewals{conn: dedicated.New(pool)}}, nil
 }
 

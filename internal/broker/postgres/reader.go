@@ -78,6 +78,11 @@ func (h holder) read(ctx context.Context, topic string, from place, shares []int
 	if from.position < from.floor {
 		query = h.log.headQuery(topic)
 	}
+	done, err := h.log.reads.begin(ctx)
+	if err != nil {
+		return page{}, err
+	}
+	defer done()
 	rows, err := h.log.pool.Query(ctx, query, h.log.perValue, pgx.NamedArgs{
 		"snapshot": from.snapshot, "end": nullable(from.windowEnd), "fence": from.fence,
 		"floor": from.floor, "position": from.position, "limit": pageRowsMax, "shares": shares, "count": shareCount,
