@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"postbus/internal/natstest"
+	"postbus/internal/servertest"
 )
 
 // TestBrokerByOneSetting: a sign-up's mails come over NATS, with the broker away at first, and the programs say what there is to
@@ -64,6 +65,7 @@ func TestBrokerByOneSetting(t *testing.T) {
 // away can be left. Each mail comes once.
 func TestBrokerIsJoinedAndLeft(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	const carl, dora = "carl@example.com", "dora@example.com"
 	server := natstest.Start(t)
 	s := newSite(t)

@@ -31,10 +31,8 @@ var seed = flag.Uint64("seed", 0, "of TestKilledAtRandom; 0 is another one each 
 //   - Mails with one Message-ID have one link, and each user's link works.
 func TestKilledAtRandom(t *testing.T) {
 	parallel(t)
-	people := 20
-	if servertest.InCI() {
-		people = 100
-	}
+	servertest.Thorough(t)
+	const people = 100
 	seed := *seed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())

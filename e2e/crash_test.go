@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"testing"
 	"time"
+
+	"postbus/internal/servertest"
 )
 
 // takeover is how soon the work of a killed process has to go on elsewhere.
@@ -30,6 +32,7 @@ func TestConsumerKilledBetweenTheMails(t *testing.T) {
 // Another process, which was waiting, takes over and sends the same mail again.
 func TestConsumerKilledWhileItSends(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSiteOn(t, openOffice(t))
 	s.startApp(settings{"CONSUMERS": "none"})
 	killed := s.startConsumer()

@@ -6,12 +6,14 @@ import (
 	"testing"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // TestJobsInADatabaseOfTheirOwn starts the app while the jobs' database is away. People sign up all the same, and when it is there
 // everything is done.
 func TestJobsInADatabaseOfTheirOwn(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSite(t)
 	jobs := pgtest.Own(t)
 	jobs.Stop()

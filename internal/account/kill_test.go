@@ -33,6 +33,7 @@ import (
 	"postbus/internal/job"
 	"postbus/internal/mail"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 	"postbus/internal/uow"
 )
 
@@ -216,6 +217,7 @@ func openLog(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) (*pos
 // that: there it is the same mail twice.
 func TestKilledAnywhereTheMailIsThereOnce(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	url := pgtest.URL(t, account.Migrations(), mail.Migrations(), postgres.Migrations(postgres.DefaultSchema), job.Migrations(job.DefaultSchema))
 	f := setUpOn(t, url)
 	_, _, err := openLog(t.Context(), f.pool, slog.New(slog.DiscardHandler))

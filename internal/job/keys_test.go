@@ -11,11 +11,14 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"postbus/internal/servertest"
 )
 
 // TestLockKeyRunsOneAfterAnother: in order, with many lanes, two processes, failing and snoozed jobs; other keys go on.
 func TestLockKeyRunsOneAfterAnother(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	first := newTable(t, Config{})
 	second := openTable(t, first.pool, Config{})
 	var mu sync.Mutex

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/servertest"
 )
 
 // plan is what Postgres did for a statement.
@@ -75,6 +77,7 @@ func many(t *testing.T, table *Table, n int, columns, values string) {
 // for each priority.
 func TestManyScheduledJobsCostNothing(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	table := newTable(t, Config{})
 	many(t, table, 50_000, "state, run_at", "'waiting', now() + interval '1 day' + i * interval '1 second'")
 	execute(t, table.pool, `analyze postbus.jobs`)
@@ -91,6 +94,7 @@ func TestManyScheduledJobsCostNothing(t *testing.T) {
 // the key goes on, also while somebody keeps a transaction open, so that no entry leaves the indexes.
 func TestManyBehindOneKey(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	table := newTable(t, Config{})
 	defer keepOpen(t, table)()
 	enqueue(t, table, "head", LockKey("k"))

@@ -13,6 +13,7 @@ import (
 
 	"postbus/internal/dedicated"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // lookers are calls of everything that looks for jobs. Each may be made again and again, and none reads what it does not need.
@@ -90,6 +91,7 @@ func without(err, expected error) error {
 // the fastest way, does not go on so when it has grown.
 func TestStatementsUseTheIndexesFromTheStart(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	watcher := newTable(t, Config{})
 	execute(t, watcher.pool, `alter table postbus.jobs set (autovacuum_enabled = off)`) // it would have plans made anew
 	read := func() int {

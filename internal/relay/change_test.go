@@ -105,6 +105,7 @@ func (w *way) delivered() map[string]int {
 // restarted in between. Nothing is lost or reordered, and nothing delivered twice.
 func TestBrokerIsChangedWhileEverythingRuns(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	urls := []string{natstest.Start(t).URL(), pgtest.Own(t).URL() + "&durability=unchecked"} // the servers of tests have no fsync
 	w, quiet := newChangingWay(t)
 	processes := make([]*carrier, 2)

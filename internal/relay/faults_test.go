@@ -108,6 +108,7 @@ func TestEventsTakeTheWay(t *testing.T) {
 // TestSecondPostgresIsKilled while it carries events, is away while others commit, and comes back.
 func TestSecondPostgresIsKilled(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := pgtest.Own(t)
 	w := newWay(t)
 	c := w.start(server.URL()+"&durability=unchecked", 0) // the servers of tests have no fsync
@@ -304,6 +305,7 @@ func TestRelayDiesBetweenAckAndNote(t *testing.T) {
 // TestProcessesShareTheWay: one is killed, one stops in good order, one comes, and the others go on.
 func TestProcessesShareTheWay(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := natstest.Start(t)
 	w := newWay(t)
 	killed, stopped, stays := w.start(server.URL(), 0), w.start(server.URL(), 0), w.start(server.URL(), 0)
@@ -322,6 +324,7 @@ func TestProcessesShareTheWay(t *testing.T) {
 // TestNodeIsLostWhilePublishing: of three servers with three replicas any one may go.
 func TestNodeIsLostWhilePublishing(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	servers := natstest.Cluster(t, 3)
 	hosts := make([]string, len(servers))
 	for i, s := range servers {

@@ -27,6 +27,7 @@ import (
 	"postbus/internal/job"
 	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 	"postbus/internal/uow"
 )
 
@@ -201,6 +202,7 @@ func TestJobsOfALockKeyCrossInTheOrderOfTheirCommits(t *testing.T) {
 // one. It is never dead, and crosses when its database takes it.
 func TestOneThatCannotCrossIsParked(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	a := newApartOnShared(t)
 	for _, statement := range []string{
 		`create function refuse() returns trigger language plpgsql as $$ begin raise exception using errcode = '22P05'; end $$`,
@@ -355,6 +357,7 @@ func (a apart) relayProcess(t *testing.T, variables ...string) *exec.Cmd {
 // gone.
 func TestRelayKilledBeforeItsPlaceIsStored(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	a := newApart(t, pgtest.New(t, postgres.Migrations(postgres.DefaultSchema)), pgtest.New(t, job.Migrations(job.DefaultSchema)),
 		job.Config{Keep: job.Keep{Completed: time.Nanosecond}})
 	workers := job.NewWorkers()
@@ -424,6 +427,7 @@ func onServer(t *testing.T, s *pgtest.OwnServer, set migrate.Set) *pgxpool.Pool 
 // cases commit and roll back. A job comes, once, if and only if the row of its use case is there, and has its effect once.
 func TestJobsCrossWhileDatabasesRestart(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	length := 5 * time.Second
 	if value := os.Getenv(crossingVariable); value != "" {
 		var err error

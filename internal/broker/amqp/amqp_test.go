@@ -19,6 +19,7 @@ import (
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/natstest"
 	"postbus/internal/rabbittest"
+	"postbus/internal/servertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -128,6 +129,7 @@ func publish(t *testing.T, b broker.Broker, n int) string {
 // is refused. The test has the server to itself, since it
 // comes before those that run at the same time.
 func TestAcknowledgedOutlivesTheServer(t *testing.T) {
+	servertest.Thorough(t)
 	server := rabbittest.Shared(t)
 	b := provisioned(t, server, "")
 	sent := []string{publish(t, b, 1)}

@@ -14,6 +14,7 @@ import (
 	"postbus/internal/broker"
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/kafkatest"
+	"postbus/internal/servertest"
 )
 
 // TestAcknowledgedOutlivesTheServer: the brokers are killed right after the acknowledgement.
@@ -108,6 +109,7 @@ func TestTooFewReplicasInSync(t *testing.T) {
 // TestServerThatIsAway: nothing waits for a server for long, and a password is in no error.
 func TestServerThatIsAway(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	b := open(t, "kafka://user:secretword@127.0.0.1:1")
 	defer b.Close()
 	m := brokertest.New("k", 1)

@@ -20,6 +20,7 @@ import (
 	"postbus/internal/broker"
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/kafkatest"
+	"postbus/internal/servertest"
 )
 
 // next reads a batch, or fails.
@@ -47,6 +48,7 @@ func reader(t *testing.T, b broker.Broker, places map[string]string) broker.Read
 // TestTopicThatIsNotTheSame: a topic that was made anew, or one that has lost its end, is read from its beginning.
 func TestTopicThatIsNotTheSame(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	c := cluster(t, 3)
 	b := provisioned(t, urlOf(c))
 	publish(t, b, "k", 1)
@@ -242,6 +244,7 @@ func TestPartitionsThatCome(t *testing.T) {
 // TestLeadersMove while events are published and read: each arrives, in its key's order.
 func TestLeadersMove(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const keys, each = 16, 60
 	c := cluster(t, 3)
 	b := provisioned(t, urlOf(c))
@@ -323,6 +326,7 @@ func readInOrder(t *testing.T, b broker.Broker, n int) map[string]int {
 // TestServerThatHangs: a reader that gets no answer says so after a while, and whoever stops does not wait for the brokers.
 func TestServerThatHangs(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := kafkatest.Start(t, 2)
 	b := open(t, server.URL())
 	eventually(t, "a topic", func() bool { return b.Provision(t.Context(), "user") == nil })

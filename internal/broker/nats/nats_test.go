@@ -19,6 +19,7 @@ import (
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/broker/nats"
 	"postbus/internal/natstest"
+	"postbus/internal/servertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -306,6 +307,7 @@ func TestServerThatIsAway(t *testing.T) {
 // TestClusterKeepsThree: in a cluster of three a topic has three replicas, and goes on when any one server is lost.
 func TestClusterKeepsThree(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	servers := natstest.Cluster(t, 3)
 	var hosts []string
 	for _, s := range servers {

@@ -21,6 +21,7 @@ import (
 // are lower: what had not been handled is delivered, no more, and so is what is published there. Partitions end in both.
 func TestRestoredLogGoesOn(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, old := ownLog(t, Config{RetryMin: time.Hour, RetryMax: time.Hour}, "reader", "idler")
 	if _, err := l.pool.Exec(t.Context(), `do $$ begin for i in 1..3000 loop perform pg_current_xact_id(); commit; end loop; end $$`); err != nil {
 		t.Fatal(err)
@@ -69,6 +70,7 @@ func TestRestoredLogGoesOn(t *testing.T) {
 // consumers were handed over, no more and no less.
 func TestRestoredLogKnowsWhereItsRelayBegan(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	app, old := ownLog(t, Config{Lease: time.Second}, "mailer")
 	if err := migrate.Up(t.Context(), app.pool, Migrations("inbound")); err != nil {
 		t.Fatal(err)

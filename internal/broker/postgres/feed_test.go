@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"postbus/internal/servertest"
 )
 
 // fed reads a topic from a place until all of the payloads have come, in whatever company, and returns the place behind.
@@ -40,6 +42,7 @@ func fed(t *testing.T, l *Log, from string, want ...string) (place string) {
 // TestFeedAfterFailover: a server that has lost commits and has gone past a place with others does not have them passed over.
 func TestFeedAfterFailover(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, server := ownLog(t, Config{})
 	withoutAutovacuum(t, l)
 	publishes := func(from, n int) (payloads []string) {

@@ -84,14 +84,14 @@ func schedules() []schedule {
 	return all
 }
 
-// played are the schedules that a test plays: every 29th, since all of them take minutes; in CI every seventh, and with
+// played are the schedules that a test plays: every 101st, since all of them take minutes; in CI every seventh, and with
 // INTERLEAVINGS=all all of them. These numbers divide no block of them, so that none is left out as a whole.
 func played() []schedule {
 	all := schedules()
 	if os.Getenv("INTERLEAVINGS") == "all" {
 		return all
 	}
-	step := 29
+	step := 101
 	if servertest.InCI() {
 		step = 7
 	}

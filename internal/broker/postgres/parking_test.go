@@ -13,6 +13,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/servertest"
 )
 
 // reason is a refusal that says what its consumer's policy makes of it.
@@ -202,6 +204,7 @@ func TestDeadEventHoldsItsKeyOrLetsItPass(t *testing.T) {
 // TestLongLineCatchesUpInOrder, longer than what is taken from a line at once and than what is parked at once.
 func TestLongLineCatchesUpInOrder(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const n = 2*parkRowsMax + 7
 	l := newLog(t, Config{}, "reader")
 	var mended atomic.Bool
@@ -402,6 +405,7 @@ func TestRestingConsumerIsWokenForWhatIsParked(t *testing.T) {
 // TestHeadIsFoundHoweverLongTheLine: the next row becomes the head by index, not by reading the line.
 func TestHeadIsFoundHoweverLongTheLine(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newLog(t, Config{}, "reader")
 	if _, err := l.pool.Exec(t.Context(), `INSERT INTO postbus.parked (consumer, key_hash, position, share, state, attempts, event_id, type,
 			key, metadata, payload, failures)

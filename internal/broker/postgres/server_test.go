@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"postbus/internal/servertest"
 )
 
 // TestOlderServerComesBack replaces the server by a copy of it from before the last commits, for less than a lease and
@@ -59,6 +61,7 @@ func TestOlderServerComesBack(t *testing.T) {
 // looks before as many ids were given out again. It is delivered all the same.
 func TestCrashThatTheServerSurvives(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, _ := ownLog(t, Config{Lease: 10 * time.Minute, Poll: time.Hour, Rest: time.Hour, NotifyOff: true}, "reader")
 	withoutAutovacuum(t, l)
 	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
@@ -126,6 +129,7 @@ func crash(t *testing.T, l *Log, pid int) {
 // TestRestartedServerHandsOverAtOnce: work that was interrupted by a restart of the server does not wait for its own leases.
 func TestRestartedServerHandsOverAtOnce(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, server := ownLog(t, Config{Lease: time.Hour, RetryMin: 10 * time.Millisecond}, "reader")
 	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
 	for n := range 3 {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"postbus/internal/servertest"
 )
 
 // ledger notes which delivery came when, over all subscribers.
@@ -136,6 +138,7 @@ func TestSubscribersShareTheWork(t *testing.T) {
 // lost, nothing is delivered twice, the order of each key is kept.
 func TestRollingRestartsUnderLoad(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newLog(t, Config{Poll: 20 * time.Millisecond}, "reader")
 	logs := &lines{}
 	l.logger = slog.New(slog.NewTextHandler(logs, nil))

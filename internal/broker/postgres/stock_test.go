@@ -10,6 +10,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // the stock subscriber reads through database/sql
+
+	"postbus/internal/servertest"
 )
 
 // stockReader reads as the subscriber of watermill-sql v3 does, with its own queries, in the transactions in which it
@@ -79,6 +81,7 @@ func (r *stockReader) query(ctx context.Context) (seen []string, err error) {
 // round when the later one has the older id.
 func TestInterleavingsCatchTheStockSubscriber(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	plans := played()
 	var disordered, lost, extra int
 	var first string

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // silently commits a message and wakes nobody.
@@ -172,6 +173,7 @@ func (s *lookedAt) look(t *testing.T) {
 // tells of it. Nobody else is on the server, so that the newest transactions are not listed in any snapshot.
 func TestLooksMissNothing(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const steps = 2000
 	l, _ := ownLog(t, Config{}, "reader")
 	execute(t, l, `alter system set synchronous_commit = off`) // nothing here depends on it

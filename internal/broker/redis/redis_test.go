@@ -19,6 +19,7 @@ import (
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/broker/redis"
 	"postbus/internal/redistest"
+	"postbus/internal/servertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -230,6 +231,7 @@ func TestRetention(t *testing.T) {
 // TestReplicas: with replicas=1 a message is acknowledged when a replica has it too; while there is none it is sent once.
 func TestReplicas(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := redistest.Start(t)
 	replica := redistest.StartWith(t, redistest.Durable+fmt.Sprintf("replicaof 127.0.0.1 %d\n", server.Port()))
 	b := provisioned(t, server.URL()+"?replicas=1")

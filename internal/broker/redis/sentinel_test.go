@@ -9,11 +9,13 @@ import (
 	"postbus/internal/broker"
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/redistest"
+	"postbus/internal/servertest"
 )
 
 // TestFailover: a replica takes the server's place, told of by sentinels, and with replicas=1 nothing that was acknowledged is lost.
 func TestFailover(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const timing = "repl-diskless-sync-delay 0\n"
 	server := redistest.StartWith(t, redistest.Durable+timing)
 	replica := redistest.StartWith(t, redistest.Durable+timing+fmt.Sprintf("replicaof 127.0.0.1 %d\n", server.Port()))

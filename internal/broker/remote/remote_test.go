@@ -14,6 +14,7 @@ import (
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/broker/remote"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -43,6 +44,7 @@ func TestBroker(t *testing.T) {
 // TestAcknowledgedOutlivesTheServer: the server is killed right after the acknowledgement.
 func TestAcknowledgedOutlivesTheServer(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := pgtest.Own(t)
 	b := open(t, unchecked(t, server.URL()))
 	defer b.Close()
