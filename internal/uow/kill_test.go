@@ -21,6 +21,7 @@ import (
 	"postbus/internal/broker/postgres"
 	"postbus/internal/bus"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 	"postbus/internal/uow"
 )
 
@@ -52,10 +53,14 @@ func TestMain(m *testing.M) {
 func rounds(t *testing.T) int {
 	t.Helper()
 	n, err := strconv.Atoi(os.Getenv("EFFECTS"))
-	if err != nil {
-		return 24
+	switch {
+	case err == nil:
+		return n
+	case servertest.InCI():
+		return 4 * len(steps)
+	default:
+		return 2 * len(steps)
 	}
-	return n
 }
 
 // steps between receiving an event and acknowledging it.

@@ -24,9 +24,11 @@ func aged(dropUnread bool) Config {
 	return Config{Retention: Retention{Age: time.Hour, DropUnread: dropUnread}}
 }
 
-// makeOld has the partitions that are closed be so for a day.
+// makeOld has the partitions that are closed be so for a day. The topics are as old: that is since when the current partition is
+// open, once all that were closed are gone.
 func makeOld(t *testing.T, l *Log) {
 	t.Helper()
+	execute(t, l, `update postbus.topics set created_at = created_at - interval '1 day'`)
 	execute(t, l, `update postbus.partitions set closed_at = closed_at - interval '1 day'`)
 }
 
@@ -89,6 +91,11 @@ func TestRetention(t *testing.T) {
 			if !c.young {
 				makeOld(t, l)
 			}
+			defer func() {
+				if t.Failed() {
+					t.Logf("partitions %v:\n%s", numbers(t, l), written())
+				}
+			}()
 			eventually(t, "what retention is to do", func() bool {
 				maintain(t, l)
 				return slices.Equal(numbers(t, l), c.want) && strings.Contains(written(), c.says)
