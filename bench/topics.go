@@ -33,8 +33,8 @@ func topicsFigure() figure {
 			"and 10.6 s of running 1,000 reads, against 0.3 and 1.9 s of 800 reads of one topic): four read at once now, and no more. " +
 			"The reading process itself takes the same CPU time (11.2 s instead of 10.5), but waits for Postgres, which at 200 has first " +
 			"reads, 1,100 checkpoints instead of 60, and 16 leases of each of 200 consumers every quarter of a lease. The start is a part " +
-			"of it all the same: each topic is through after four pages. Of 2,000,000 events (one round, two reads at once) it was 0.90 with one busy topic " +
-			"and 0.85 with 200. Fewer reads at once, two or one, changed nothing more.",
+			"of it all the same: each topic is through after four pages. Of 2,000,000 events (one round, two reads at once) it was " +
+			"0.90 with one busy topic and 0.85 with 200. Fewer reads at once, two or one, changed nothing more.",
 		metrics: []metric{{"rate", "events/s"}},
 		contenders: []contender{
 			variant("1 topic", 1, false), variant("1 busy of 200", topicsOfMany, false), variant("200 busy", topicsOfMany, true),

@@ -199,8 +199,8 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	}
 }
 
-// TestOpenTransactionDoesNotSlowTheHeartbeat, nor the storing of outcomes and progress: what ran before stays in the index of running jobs, and
-// none goes through it.
+// TestOpenTransactionDoesNotSlowTheHeartbeat, nor the storing of outcomes and progress: what ran before stays in the index of
+// running jobs, and none goes through it.
 func TestOpenTransactionDoesNotSlowTheHeartbeat(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{})

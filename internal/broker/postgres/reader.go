@@ -80,7 +80,7 @@ func (h holder) read(ctx context.Context, topic string, from place, shares []int
 	}
 	done, err := h.log.reads.begin(ctx)
 	if err != nil {
-		return page{}, err
+		return page{}, fmt.Errorf("read topic %s: %w", topic, err)
 	}
 	defer done()
 	rows, err := h.log.pool.Query(ctx, query, h.log.perValue, pgx.NamedArgs{
