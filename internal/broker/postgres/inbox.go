@@ -54,7 +54,8 @@ func (l *Log) sweepInboxSQL() sweepSQL {
 		slice: sliceSQL(l.inboxTable(), "consumer", `LEFT JOIN (
 				SELECT DISTINCT ON (consumer) consumer, pg_snapshot_xmin(snapshot) AS passed FROM `+l.table("consumer_shares")+`
 				ORDER BY 1, 2) AS s USING (consumer)
-			WHERE coalesce(xid < passed, handled_at < now() - $5::interval AND `+foreign+`) AND `+free),
+			WHERE substr(event_id::text, 15, 1) = '7' AND coalesce(xid < passed, handled_at < now() - $5::interval AND `+foreign+`)
+			AND `+free),
 		rest: restSQL(l.inboxTable(), "handled_at", `(consumer LIKE 'job:%' OR substr(event_id::text, 15, 1) <> '7')
 			AND handled_at < now() - $2::interval
 			AND coalesce(xid < (SELECT pg_snapshot_xmin(snapshot) FROM `+l.table("consumer_shares")+` AS s
