@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -42,9 +43,14 @@ func hooked(t *testing.T) (pool *pgxpool.Pool, full *atomic.Bool) {
 // session is which one the statement runs in.
 func session(t *testing.T, c *dedicated.Conn) (pid int) {
 	t.Helper()
-	err := c.Do(t.Context(), func(db dedicated.DB) error {
+	return sessionWithin(t.Context(), t, c)
+}
+
+func sessionWithin(ctx context.Context, t *testing.T, c *dedicated.Conn) (pid int) {
+	t.Helper()
+	err := c.Do(ctx, func(db dedicated.DB) error {
 		var name string
-		err := db.QueryRow(t.Context(), `select pg_backend_pid(), current_setting('application_name')`).Scan(&pid, &name)
+		err := db.QueryRow(ctx, `select pg_backend_pid(), current_setting('application_name')`).Scan(&pid, &name)
 		if err == nil && name != "hooked" {
 			t.Errorf("the connection is %q", name)
 		}
@@ -111,4 +117,57 @@ func TestPoolWillDo(t *testing.T) {
 	if pid := session(t, c); pid == pooled {
 		t.Error("there are connections again, and none was made")
 	}
+}
+
+// TestSlowToConnect: whoever asks meanwhile has the pool, and the connection is there for who asks when it has come. No other one is
+// asked for, however often it was not there in time.
+func TestSlowToConnect(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	ready := make(chan struct{})
+	config := pgtest.New(t).Config()
+	config.MaxConns = 1
+	config.BeforeConnect = func(ctx context.Context, _ *pgx.ConnConfig) error {
+		if asked.Add(1) == 1 {
+			return nil // for the pool itself
+		}
+		select {
+		case <-ready:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, `set application_name = 'hooked'`)
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	var pooled int
+	if err := pool.QueryRow(t.Context(), `select pg_backend_pid()`).Scan(&pooled); err != nil {
+		t.Fatal(err)
+	}
+	c, gone := dedicated.New(pool), dedicated.New(pool)
+	for range 2 {
+		for _, c := range []*dedicated.Conn{c, gone} {
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			if pid := sessionWithin(ctx, t, c); pid != pooled {
+				t.Errorf("session %d, not the pool's %d", pid, pooled)
+			}
+			cancel()
+		}
+	}
+	gone.Close() // does not wait for what does not come
+	close(ready)
+	if pid := session(t, c); pid == pooled {
+		t.Error("the connection that has come is not used")
+	}
+	if n := asked.Load(); n != 3 {
+		t.Errorf("%d connections were asked for, not the pool's and one for each", n)
+	}
+	c.Close()
 }

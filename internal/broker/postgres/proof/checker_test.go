@@ -230,7 +230,12 @@ func (r *records) noteSlow(from, to time.Time) {
 	for _, f := range r.slow {
 		sum += f.to.Sub(f.from)
 	}
-	if sum > lease/5 {
+	if sum <= lease/5 {
+		return
+	}
+	if n := len(r.starved); n > 0 && !r.starved[n-1].to.Before(r.slow[0].from) {
+		r.starved[n-1].to = to
+	} else {
 		r.starved = append(r.starved, fault{what: "starved", process: r.process, from: r.slow[0].from, to: to})
 	}
 }

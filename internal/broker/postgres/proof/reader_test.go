@@ -96,7 +96,8 @@ func readerMain() error {
 // of the test.
 const slowCommit = 100 * time.Millisecond
 
-// watch commits next to nothing, again and again, and puts on record when that takes too long.
+// watch commits next to nothing, again and again, and puts on record when that takes too long, also while it is at it: the process
+// may be killed before it is done.
 func (r *reader) watch(ctx context.Context) {
 	var conn *pgx.Conn
 	defer func() {
@@ -105,23 +106,42 @@ func (r *reader) watch(ctx context.Context) {
 		}
 	}()
 	for ctx.Err() == nil {
-		from := time.Now()
+		done := make(chan struct{})
+		var watching sync.WaitGroup
+		watching.Go(func() { r.noteWhile(done) })
 		if conn == nil || conn.IsClosed() {
 			conn, _ = pgx.Connect(ctx, r.config.URL) // tried again until it answers
 		}
 		if conn != nil {
 			_, _ = conn.Exec(ctx, "SELECT pg_logical_emit_message(true, 'proof', '')") // how long it took is what counts
 		}
-		if time.Since(from) > slowCommit {
-			_, err := fmt.Fprintf(r.records, "%s %d %d\n", kindSlow, from.UnixNano(), time.Now().UnixNano())
-			if err != nil {
-				panic(err) // as in handle
-			}
-		}
+		close(done)
+		watching.Wait()
 		select {
 		case <-time.After(slowCommit / 2):
 		case <-ctx.Done():
 		}
+	}
+}
+
+// noteWhile puts on record that a commit is slow, bit by bit, until it is done.
+func (r *reader) noteWhile(done <-chan struct{}) {
+	from := time.Now()
+	select {
+	case <-done:
+	case <-time.After(slowCommit):
+	}
+	for ended := time.Since(from) < slowCommit; !ended; {
+		select {
+		case <-done:
+			ended = true
+		case <-time.After(slowCommit):
+		}
+		now := time.Now()
+		if _, err := fmt.Fprintf(r.records, "%s %d %d\n", kindSlow, from.UnixNano(), now.UnixNano()); err != nil {
+			panic(err) // as in handle
+		}
+		from = now
 	}
 }
 
