@@ -14,6 +14,7 @@ import (
 // say. The consumers go back when they are told to, not by themselves.
 func TestBrokerByOneSetting(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	server := natstest.Start(t)
 	server.Kill()
 	s := newSite(t)

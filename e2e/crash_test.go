@@ -17,6 +17,7 @@ const takeover = 10 * time.Second
 // a reason for the second.
 func TestConsumerKilledBetweenTheMails(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSiteOn(t, openOffice(t))
 	s.startApp(settings{"CONSUMERS": "none"})
 	killed := s.startConsumer()
@@ -58,6 +59,7 @@ func TestConsumerKilledWhileItSends(t *testing.T) {
 // programs find it there.
 func TestPostgresComesBackElsewhere(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSite(t)
 	s.startApp(settings{"CONSUMERS": "none"})
 	s.startConsumer()

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"postbus/internal/servertest"
 )
 
 const (
@@ -144,6 +146,7 @@ $`)
 // TestConsumerAsksTheApp has an app elsewhere than usual, and a consumer that was not told: its links lead to the app.
 func TestConsumerAsksTheApp(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSite(t)
 	s.startApp(settings{"CONSUMERS": "none"})
 	addr := s.env["HTTP_ADDR"]
@@ -165,6 +168,7 @@ func TestConsumerAsksTheApp(t *testing.T) {
 // TestTwoAppsAtOnce starts two apps at the same instant where there is nothing yet.
 func TestTwoAppsAtOnce(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSite(t)
 	other := &site{t: t, dir: s.dir, addr: "127.0.0.1:" + freePort(t), env: s.env, office: s.office, web: s.web}
 	apps := []*process{s.start(app, nil), other.start(app, settings{"HTTP_ADDR": other.addr})}

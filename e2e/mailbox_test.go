@@ -9,11 +9,14 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"postbus/internal/servertest"
 )
 
 // TestWithoutMailServer is a first run with no settings but where: mail is read at /mailbox.
 func TestWithoutMailServer(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSite(t)
 	delete(s.env, "SMTP_URL")
 	p := s.startApp(nil)

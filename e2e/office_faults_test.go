@@ -5,11 +5,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"postbus/internal/servertest"
 )
 
 // TestMailServerComesLater signs up while nothing listens where the mail server should be.
 func TestMailServerComesLater(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSiteOn(t, closedOffice(t))
 	p := s.startApp(nil)
 	s.signUp(anna)
@@ -24,6 +27,7 @@ func TestMailServerComesLater(t *testing.T) {
 // second time by itself. The command line tells of it, and when somebody has decided so it comes again, as the same mail.
 func TestMailServerHangsUp(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSiteOn(t, openOffice(t))
 	p := s.startApp(nil)
 	s.office.hangUps.Store(1)
@@ -62,6 +66,7 @@ func (s *site) untilDead(row string) {
 // TestRefusedMailIsDead at once, and nobody else's is held up; the consumer's command line tells of it and has it tried again.
 func TestRefusedMailIsDead(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSite(t)
 	s.office.refuses.update(func(string) string { return "gone@example.org" })
 	p := s.startApp(nil)

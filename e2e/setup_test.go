@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 const nothingSetUp = "postbus consumer: nothing was set up yet; start the app first"
@@ -57,6 +58,7 @@ func TestListOnlyReads(t *testing.T) {
 // TestPostgresThatAllowsTooLittle starts programs with roles and connections that cannot do what has to be done.
 func TestPostgresThatAllowsTooLittle(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSiteOn(t, openOffice(t))
 	address, err := url.Parse(s.databaseURL())
 	if err != nil {
@@ -121,6 +123,7 @@ func TestPostgresThatAllowsTooLittle(t *testing.T) {
 // TestDataDirThatCannotBe has a file in its place, whose name looks like a token, and a place where nothing can be made.
 func TestDataDirThatCannotBe(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	file := filepath.Join(pgtest.Dir(t), "Some_Long_Directory_Name_With_Capitals_2026")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)

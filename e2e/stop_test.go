@@ -18,12 +18,14 @@ import (
 	"time"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // TestStopUnderLoad sends SIGTERM to the app while requests wait for the database. Each of them gets its answer, and the
 // events of all are handled after the next start.
 func TestStopUnderLoad(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSiteOn(t, openOffice(t))
 	p := s.startApp(nil)
 
@@ -94,6 +96,7 @@ func (s *site) untilBlocked(n int) {
 // sent again.
 func TestStopWhileSending(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSiteOn(t, openOffice(t))
 	s.startApp(settings{"CONSUMERS": "none"})
 	p := s.start(consumer, settings{"LOG_LEVEL": "debug"})
@@ -197,6 +200,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 // TestReaderGoesFirst has the reader of the output end, such as tee, before the app, which goes on and writes to it.
 func TestReaderGoesFirst(t *testing.T) {
 	parallel(t)
+	servertest.Thorough(t)
 	s := newSite(t)
 	pipe := filepath.Join(pgtest.Dir(t), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {

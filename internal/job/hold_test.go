@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"postbus/internal/servertest"
 )
 
 // TestLeaseNeverBecomesShorter: a take that waited for the lease's row comes with a time from before the wait. This process
@@ -226,6 +228,7 @@ func TestDeadlockOfAnOperatorIsTriedAgain(t *testing.T) {
 // is left.
 func TestOutcomesThatWaitAreBounded(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const count, concurrency = jobsPerEnqueueMax, 50
 	table := newTable(t, Config{})
 	release := make(chan struct{})

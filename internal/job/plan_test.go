@@ -122,6 +122,7 @@ func TestManyBehindOneKey(t *testing.T) {
 // TestCleaningReadsOnlyWhatHasEnded.
 func TestCleaningReadsOnlyWhatHasEnded(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	table := newTable(t, Config{})
 	many(t, table, 50_000, "state, run_at", "'waiting', now()")
 	many(t, table, 100, "state, run_at, finalized_at", "'completed', now(), now() - interval '2 days'")
@@ -135,6 +136,7 @@ func TestCleaningReadsOnlyWhatHasEnded(t *testing.T) {
 // TestForgettingReadsOnlyWhatIsOld: what is remembered for good reason is not looked at.
 func TestForgettingReadsOnlyWhatIsOld(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	table := newTable(t, Config{})
 	execute(t, table.pool, `insert into postbus.job_crossed select gen_random_uuid(), now() from generate_series(1, 50000)`)
 	execute(t, table.pool, `insert into postbus.job_crossed select gen_random_uuid(), now() - interval '8 days' from generate_series(1, 5)`)

@@ -171,6 +171,7 @@ func TestModeOfThePoolStays(t *testing.T) {
 // index. Looks then begin where the last one ended, and do not go through all of it each time.
 func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	table := newTable(t, Config{})
 	defer keepOpen(t, table)()
 	many(t, table, 30_000, "state, run_at", "'waiting', now() - interval '1 hour' + i * interval '1 millisecond'")
@@ -203,6 +204,7 @@ func TestOpenTransactionDoesNotSlowTheTaking(t *testing.T) {
 // running jobs, and none goes through it.
 func TestOpenTransactionDoesNotSlowTheHeartbeat(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	table := newTable(t, Config{})
 	defer keepOpen(t, table)()
 	many(t, table, 60_000, "state, owner, run_at", "'running', 'w', now()")
@@ -228,6 +230,7 @@ func TestOpenTransactionDoesNotSlowTheHeartbeat(t *testing.T) {
 // TestOpenTransactionDoesNotSlowTheLooks: the look for what becomes due begins where takes do.
 func TestOpenTransactionDoesNotSlowTheLooks(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	table := newTable(t, Config{})
 	defer keepOpen(t, table)()
 	many(t, table, 30_000, "state, run_at", "'waiting', now() - interval '1 hour'")

@@ -20,6 +20,7 @@ import (
 
 	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // TestStaleCompletionIsRefused: what a worker says of a job that another has taken over meanwhile changes nothing.
@@ -388,6 +389,7 @@ func TestHandlerThatIgnoresTheStop(t *testing.T) {
 // TestIdleWorkerRests: it holds no lease, writes nothing and takes no transaction ids.
 func TestIdleWorkerRests(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := pgtest.Own(t) // nobody else takes ids there
 	pool := pgtest.Open(t, server.URL())
 	if err := migrate.Up(t.Context(), pool, Migrations(DefaultSchema)); err != nil {

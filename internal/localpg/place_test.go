@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"postbus/internal/servertest"
 )
 
 func TestRootGoesWhereItsServersUserCan(t *testing.T) {
@@ -52,6 +54,7 @@ func TestRootGoesWhereItsServersUserCan(t *testing.T) {
 
 func TestOrdinaryUserThenRoot(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	as := ordinary(t)
 	dir := newDir(t)
 	if err := os.Chown(filepath.Dir(dir), as.uid, as.gid); err != nil {
@@ -106,6 +109,7 @@ func TestOrdinaryUserWithoutRights(t *testing.T) {
 
 func TestDisposableClusterThatDoesNotStart(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	s := start(t, Options{Dir: newCluster(t)})
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"postbus/internal/servertest"
 )
 
 func TestStartCreatesThenStartsThenAdopts(t *testing.T) {
@@ -184,6 +186,7 @@ func TestFilesAreDurableUnlessDisposable(t *testing.T) {
 
 func TestPathOfAnySpelling(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	dir := filepath.Join(newDir(t), "a b", `it's "q" $(exit 1) `+"`x`", "ünïcode 🐘")
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
@@ -242,6 +245,7 @@ func TestKilledServerIsStartedAgain(t *testing.T) {
 
 func TestKilledServerWithBusyChildren(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	s := start(t, Options{Dir: newCluster(t)})
 	var busy sync.WaitGroup
 	busy.Go(func() { _ = tell(t, s, "SELECT count(*) FROM generate_series(1, 3000000)") }) // it may or may not get its answer
@@ -279,6 +283,7 @@ func TestTwoProgramsAtOnceOnAnEmptyDirectory(t *testing.T) {
 
 func TestOneLeavesAsAnotherArrives(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	dir := newCluster(t)
 	held := start(t, Options{Dir: dir})
 	for range 6 {
@@ -299,6 +304,7 @@ func TestOneLeavesAsAnotherArrives(t *testing.T) {
 
 func TestManyArriveAndLeave(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	dir := newCluster(t)
 	var all sync.WaitGroup
 	for range 8 {
@@ -356,6 +362,7 @@ func TestStopUnused(t *testing.T) {
 
 func TestStalePIDFile(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	dir := newCluster(t)
 	tests := map[string]func(t *testing.T, s *Server) string{
 		"of a process that is gone": func(t *testing.T, _ *Server) string {
@@ -423,6 +430,7 @@ func wantAnotherPort(t *testing.T, dir string) {
 
 func TestUnfinishedClusterIsMadeAnew(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	dir := newDir(t)
 	left := filepath.Join(dir, newDataPrefix+"123")
 	write(t, filepath.Join(left, "PG_VERSION"), "15\n", 0o600)

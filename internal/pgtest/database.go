@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,36 +38,79 @@ const (
 
 // create makes a database for a test and returns its name.
 func (h host) create(ctx context.Context, sets []migrate.Set) (name string, err error) {
-	conn, err := pgx.Connect(ctx, h.url.String())
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
-	for {
-		template, err := h.ensureTemplate(ctx, conn, sets)
-		if err != nil {
-			return "", err
+	err = h.administer(ctx, func(conn *pgx.Conn) error {
+		for {
+			template, err := h.ensureTemplate(ctx, conn, sets)
+			if err != nil {
+				return err
+			}
+			name = stamped(testPrefix)
+			_, err = conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template)
+			switch {
+			case err == nil:
+				return nil
+			case !hasCode(err, "3D000"): // invalid_catalog_name: another process found the template too old just now
+				return fmt.Errorf("make database from %s: %w", template, err)
+			}
 		}
-		name = stamped(testPrefix)
-		_, err = conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template)
-		switch {
-		case err == nil:
-			return name, nil
-		case !hasCode(err, "3D000"): // invalid_catalog_name: another process found the template too old just now
-			return "", fmt.Errorf("make database from %s: %w", template, err)
-		}
-	}
+	})
+	return name, err
 }
 
 // drop drops a test's database and ends the connections to it.
-func (h host) drop(ctx context.Context, name string) (err error) {
-	conn, err := pgx.Connect(ctx, h.url.String())
-	if err != nil {
+func (h host) drop(ctx context.Context, name string) error {
+	return h.administer(ctx, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
 		return err
+	})
+}
+
+// administrators are connections that make and drop databases: to connect takes as long as that does. They end with the process.
+type administrators struct {
+	mu   sync.Mutex
+	idle []*pgx.Conn
+}
+
+// administratorsMax is how many of them wait for something to do.
+const administratorsMax = 2
+
+// administer has fn work over a connection that nobody else uses meanwhile.
+func (h host) administer(ctx context.Context, fn func(*pgx.Conn) error) (err error) {
+	conn := h.administrators.take()
+	if conn == nil || conn.Ping(ctx) != nil {
+		if conn, err = pgx.Connect(ctx, h.url.String()); err != nil {
+			return err
+		}
 	}
-	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
-	_, err = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+	err = fn(conn)
+	if !h.administrators.give(conn) {
+		err = errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+	}
 	return err
+}
+
+// take returns one that has nothing to do, or nil.
+func (a *administrators) take() *pgx.Conn {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := len(a.idle)
+	if n == 0 {
+		return nil
+	}
+	conn := a.idle[n-1]
+	a.idle = a.idle[:n-1]
+	return conn
+}
+
+// give keeps the connection for later, unless it is of no use or there are enough.
+func (a *administrators) give(conn *pgx.Conn) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if conn.IsClosed() || len(a.idle) == administratorsMax {
+		return false
+	}
+	a.idle = append(a.idle, conn)
+	return true
 }
 
 // ensureTemplate returns the name of the database that has these migrations; the first to ask makes it. It gets that name

@@ -22,6 +22,7 @@ import (
 
 	"postbus/internal/localpg"
 	"postbus/internal/migrate"
+	"postbus/internal/servertest"
 )
 
 func TestSweepDropsOldLeftovers(t *testing.T) {
@@ -172,6 +173,7 @@ func wantShare(t *testing.T) {
 
 func TestManyPackagesAtOnceOnAnEmptyMachine(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	if os.Getenv("TEST_DATABASE_URL") != "" {
 		t.Skip("the server is given")
 	}
@@ -205,6 +207,7 @@ func TestManyPackagesAtOnceOnAnEmptyMachine(t *testing.T) {
 
 func TestGivenServer(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	s := Own(t)
 	self, err := os.Executable()
 	if err != nil {

@@ -41,13 +41,15 @@ func init() { //nolint:gochecknoinits // see above
 type host struct {
 	url *url.URL
 	// share is what keeps the shared server running, as long as the process can reach it. It is nil if the server is given.
-	share *localpg.Server
+	share          *localpg.Server
+	administrators *administrators
 }
 
 // server returns the host of this process, which is found or started with the first test that needs it.
 var server = sync.OnceValues(func() (h host, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
+	h.administrators = &administrators{}
 	address := os.Getenv("TEST_DATABASE_URL")
 	if address == "" {
 		if h.share, err = startShared(ctx); err != nil {

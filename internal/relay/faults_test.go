@@ -157,6 +157,7 @@ func TestBrokerIsKilled(t *testing.T) {
 // it is reached again.
 func TestBrokerIsUnreachable(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
@@ -192,6 +193,7 @@ func TestBrokerIsUnreachable(t *testing.T) {
 // goes out.
 func TestBrokerIsSlow(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()

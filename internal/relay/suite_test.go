@@ -17,11 +17,13 @@ import (
 	"postbus/internal/natstest"
 	"postbus/internal/pgtest"
 	"postbus/internal/relay"
+	"postbus/internal/servertest"
 )
 
 // TestWatermillsSuite runs Watermill's suite for Pub/Subs over the whole way: published to NATS, stored in a log, read from there.
 func TestWatermillsSuite(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	runSuite(t, nats.Kind(), natstest.Start(t).URL()+"?prefix=suite")
 }
 

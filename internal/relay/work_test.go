@@ -14,6 +14,7 @@ import (
 	"postbus/internal/broker/memory"
 	"postbus/internal/broker/postgres"
 	"postbus/internal/relay"
+	"postbus/internal/servertest"
 )
 
 // watched is a broker that its test looks into: before each message is published, admit says what is to come of it.
@@ -114,6 +115,7 @@ func TestKeysAreUnderWayTogether(t *testing.T) {
 // TestArrivalsAreStoredInBatches: what has come to the broker meanwhile is stored by few transactions.
 func TestArrivalsAreStoredInBatches(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	w := newWay(t)
 	w.write(30)
 	b := memory.New()

@@ -15,6 +15,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"postbus/internal/servertest"
 )
 
 const (
@@ -83,7 +85,11 @@ func TestScrubBoundsWhatItReadsAndWrites(t *testing.T) {
 		t.Errorf("%d bytes, ends %q", len(got), got[len(got)-8:])
 	}
 	// A token on the edge of what is read must not come through as a half that is too short to be recognised.
-	for at := inputBytesMax - len(token); at <= inputBytesMax; at++ {
+	step := 7
+	if servertest.InCI() {
+		step = 1
+	}
+	for at := inputBytesMax - len(token); at <= inputBytesMax; at += step {
 		addresses := strings.Repeat("a@b ", at/4) + strings.Repeat(" ", at%4) // shrinks, so that the edge is written
 		if got := scrub(addresses + token); strings.Contains(got, token[:8]) {
 			t.Fatalf("token at %d: %q", at, got)

@@ -15,6 +15,7 @@ import (
 
 	"postbus/internal/config"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // apartSettings are those of a program whose jobs are in a database of their own.
@@ -72,6 +73,7 @@ func eventually(t *testing.T, pool *pgxpool.Pool, query string) {
 // application's, and a job of the schedule runs there.
 func TestManyStartWithJobsApart(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	application, jobs := pgtest.URL(t), pgtest.URL(t)
 	programs := make([]*Backbone, 16)
 	var starting sync.WaitGroup
@@ -204,6 +206,7 @@ func TestJobsThatAreLeftBehindAreSpokenOf(t *testing.T) {
 // wrong with the database for jobs.
 func TestReadingWhileTheJobsDatabaseIsAway(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const away = "postgres://127.0.0.1:1/nobody"
 	application := pgtest.URL(t)
 	b, err := openApart(t, application, away)

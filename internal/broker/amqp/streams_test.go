@@ -12,6 +12,7 @@ import (
 	"postbus/internal/broker"
 	"postbus/internal/broker/brokertest"
 	"postbus/internal/rabbittest"
+	"postbus/internal/servertest"
 )
 
 // TestStreamThatIsNotTheSame: a stream that was made anew, or one that has lost its end, is read again.
@@ -113,6 +114,7 @@ func TestGapIsNotPassedOver(t *testing.T) {
 // TestStreamsOfOthers: what would lose events that it acknowledges is refused with the difference.
 func TestStreamsOfOthers(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	server := rabbittest.Shared(t)
 	channel := connect(t, server)
 	ours := driver.Table{

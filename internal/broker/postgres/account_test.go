@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"postbus/internal/servertest"
 )
 
 // delivering returns a delivery whose messages nobody takes, with all shares at one place.
@@ -155,6 +157,7 @@ func TestWhatIsAheadIsBoundedAndStored(t *testing.T) {
 // a checkpoint has to name stays within the limit on unacknowledged messages.
 func TestStuckMessageBoundsWhatIsHandledBeyondIt(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newLog(t, Config{RetryMin: time.Hour, RetryMax: time.Hour}, "reader")
 	publish(t, l, event("stuck", 0))
 	s := subscriber(t, l, "reader")

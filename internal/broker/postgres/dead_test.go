@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"postbus/internal/servertest"
 )
 
 // graveyard has, for the consumer "reader", three dead events that hold their keys, with one behind each, and one that let its
@@ -123,6 +125,7 @@ func TestDeadEventsAreResolved(t *testing.T) {
 // TestManyRetriedHoldUpNoOther: each key's first is tried, and the second waits for it, which keeps no third key from its turn.
 func TestManyRetriedHoldUpNoOther(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const keys = dueKeysMax + 16
 	l := newLog(t, Config{Poll: 50 * time.Millisecond}, "reader")
 	var again, mended atomic.Bool

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 var (
@@ -190,6 +191,7 @@ func TestHandOver(t *testing.T) {
 // later is known.
 func TestTakeBack(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newTwoLogs(t)
 	// Positions of the two logs say nothing of each other.
 	execute(t, l.app, `select setval(pg_get_serial_sequence('inbound.topic_user', 'position'), 1000)`)
@@ -262,6 +264,7 @@ func TestTakeBack(t *testing.T) {
 // broker publishes nothing.
 func TestChangeOfRunningConsumers(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newTwoLogs(t)
 	in, other := l.reads(nil), l.reads(nil)
 	wrong, _ := l.relays("two")
@@ -335,6 +338,7 @@ func TestCommitsDoNotWaitForAChange(t *testing.T) {
 // TestBrokerThatIsAwayIsLeft: a relay that cannot finish what it publishes does not hold the consumers where nothing comes.
 func TestBrokerThatIsAwayIsLeft(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newTwoLogs(t)
 	l.handOver()
 	s, err := l.app.RelaySubscriber("relay:user", "one", testLanes)
@@ -421,6 +425,7 @@ func TestChangeWaitsForAHandler(t *testing.T) {
 // consumers are at work again.
 func TestChangeIsRefused(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newTwoLogs(t)
 	l.handOver()
 	var other *OtherBrokerError

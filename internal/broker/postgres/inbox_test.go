@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"postbus/internal/servertest"
 )
 
 // enter notes an effect of the consumer in a transaction of its own and tells whether it was the first.
@@ -88,6 +90,7 @@ func TestInboxIsSweptOfWhatCannotComeAgain(t *testing.T) {
 // TestSweepingTheInboxLooksAtOldRowsOnly: all that may go goes in one round; young ones, and what jobs have done, are passed by.
 func TestSweepingTheInboxLooksAtOldRowsOnly(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const many = 2*sweepRowsMax + 7
 	l := newLog(t, Config{}, "a")
 	const timed = `(lpad(to_hex((extract(epoch FROM now() - $2::interval) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex(n), 19, '0'))::uuid`

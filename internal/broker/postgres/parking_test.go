@@ -322,6 +322,7 @@ func TestLineOfALostShareIsLeftAlone(t *testing.T) {
 // TestLinesFollowTheirShares: processes come and go while keys are parked; each key keeps its order, one at a time.
 func TestLinesFollowTheirShares(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const keys, each = 24, 20
 	l := newLog(t, Config{}, "reader")
 	var mu sync.Mutex

@@ -81,6 +81,7 @@ func execute(t *testing.T, l *Log, sql string, args ...any) {
 // can, far faster than one a minute. No INSERT fails, and a subscriber gets every event once and those of a key in order.
 func TestAppendNeverRunsOutOfPartitions(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	const publishers, closedMin = 3, 15
 	l := newLog(t, Config{PartitionRows: 1}, "reader")
 	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)
@@ -201,6 +202,7 @@ func TestPartitionIsDue(t *testing.T) {
 // TestMaintenanceOfATopicAtRest does nothing to it, and takes no transaction id.
 func TestMaintenanceOfATopicAtRest(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, _ := ownLog(t, Config{PartitionRows: 1, Retention: Retention{Age: time.Nanosecond}}, "reader")
 	withoutAutovacuum(t, l)
 	next := func() (id string) {
@@ -225,6 +227,7 @@ func TestMaintenanceOfATopicAtRest(t *testing.T) {
 // TestTopicsAreNotMistakenForEachOthersParts has topics whose names are like those of another's indexes and partitions.
 func TestTopicsAreNotMistakenForEachOthersParts(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l := newLog(t, Config{})
 	long := strings.Repeat("x", 40)
 	topics := []string{"user", "user_0", "user_xid", "user_key", "user_pkey", "user_position", "user_position_seq", long, long[1:]}
@@ -311,6 +314,7 @@ func TestTransactionKnowsThePartitionOfItsLastEvent(t *testing.T) {
 // partition all the same. It has to find one for its next event.
 func TestTransactionFromBeforeTheAttachingCommitted(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, _ := ownLog(t, Config{}) // another's transaction would keep partitions from being ready
 	ctx := t.Context()
 	begin := func() pgx.Tx {
@@ -365,6 +369,7 @@ func TestTransactionFromBeforeTheAttachingCommitted(t *testing.T) {
 // TestLateRowOfAClosedPartition: a transaction has its row in a partition that is closed meanwhile, and read to its end.
 func TestLateRowOfAClosedPartition(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, _ := ownLog(t, Config{}, "reader") // another's transaction would hold back what is visible
 	ctx := t.Context()
 	r := newReading(t, l, "reader")
@@ -444,6 +449,7 @@ func TestInterleavingsWhilePartitionsAreClosed(t *testing.T) {
 // is planned once for all values: then it also goes through all positions for the late rows.
 func TestReadsOpenFewPartitions(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	_, server := ownLog(t, Config{}) // another's transaction would hold back what is sealed
 	config, err := pgxpool.ParseConfig(server.URL())
 	if err != nil {

@@ -12,12 +12,14 @@ import (
 
 	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // TestNewConsumersFence: two consumers become known in one transaction, while a writer with a transaction id beyond xmax has
 // drawn a position below floor. The second one's place is taken when the transaction has had its id for long.
 func TestNewConsumersFence(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, _ := ownLog(t, Config{}) // another's commit would raise xmax
 	ctx := t.Context()
 	begin := func() pgx.Tx {
@@ -108,6 +110,7 @@ func TestLateReadsUseTheIndex(t *testing.T) {
 // TestStartUnderOtherIsolation: the database's default isolation level makes no difference to those who start at once.
 func TestStartUnderOtherIsolation(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	for _, level := range []string{"repeatable read", "serializable"} {
 		t.Run(level, func(t *testing.T) {
 			t.Parallel()
@@ -161,6 +164,7 @@ func TestSubscribeToAnotherTopic(t *testing.T) {
 // TestSubscribeWhileTheDatabaseIsAway: the subscriber is there, and begins when the database is.
 func TestSubscribeWhileTheDatabaseIsAway(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, server := ownLog(t, Config{Lease: time.Second}, "reader")
 	server.Kill()
 	in := listen(t.Context(), t, subscriber(t, l, "reader"), nil)

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // reading is a reader without a subscriber: it takes pages and notes what they held.
@@ -87,6 +88,7 @@ func release(t *testing.T, l *Log, consumer string, p place, shares []claimed) {
 // in the snapshot, but whose id is not below its xmax, since none after it has ended.
 func TestLateRowOfATransactionBeyondXmax(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	for _, stored := range []bool{false, true} {
 		t.Run(fmt.Sprintf("stored=%t", stored), func(t *testing.T) {
 			t.Parallel()
@@ -218,6 +220,7 @@ func TestModeOfThePoolStays(t *testing.T) {
 // TestLargeEventsTravelOnce: a page ends by its bytes long before its rows, and what comes after is not sent with it.
 func TestLargeEventsTravelOnce(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	config, err := pgxpool.ParseConfig(pgtest.URL(t, Migrations(DefaultSchema)))
 	if err != nil {
 		t.Fatal(err)

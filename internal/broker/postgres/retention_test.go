@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // aged are the settings of a log whose closed partitions may go as soon as makeOld was called.
@@ -141,6 +142,7 @@ func TestCursorBelowTheOldestPartition(t *testing.T) {
 // holds nothing that anybody can see and has not read.
 func TestRowOfAnOpenTransactionIsNotDropped(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	for _, dropUnread := range []bool{false, true} {
 		t.Run(fmt.Sprintf("DropUnread=%t", dropUnread), func(t *testing.T) {
 			t.Parallel()

@@ -20,6 +20,7 @@ import (
 // is delivered all the same.
 func TestOlderServerComesBack(t *testing.T) {
 	t.Parallel()
+	servertest.Thorough(t)
 	l, server := ownLog(t, Config{Lease: 10 * time.Minute, Poll: time.Hour, Rest: time.Hour, NotifyOff: true}, "reader")
 	withoutAutovacuum(t, l)
 	s := subscriber(t, l, "reader")

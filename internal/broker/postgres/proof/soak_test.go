@@ -20,6 +20,7 @@ import (
 	"postbus/internal/broker/postgres"
 	"postbus/internal/migrate"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 // Variables that a person or CI sets.
@@ -44,6 +45,8 @@ func TestSoak(t *testing.T) {
 		if left, err = time.ParseDuration(value); err != nil {
 			t.Fatalf("%s: %v", soakVariable, err)
 		}
+	} else {
+		servertest.Thorough(t)
 	}
 	seed := rand.Uint64()
 	if value := os.Getenv(seedVariable); value != "" {
