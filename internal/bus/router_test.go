@@ -114,6 +114,36 @@ func TestHandlerSeesItsCause(t *testing.T) {
 	}
 }
 
+// TestIdempotencyKeyIsTheEventsID at each attempt.
+func TestIdempotencyKeyIsTheEventsID(t *testing.T) {
+	t.Parallel()
+	keys, failed := make(chan uuid.UUID, 2), false
+	c := consumer(t, "forester")
+	must(t, bus.Handle(c, func(ctx context.Context, _ planted) error {
+		key, _ := domain.IdempotencyKey(ctx)
+		keys <- key
+		if !failed {
+			failed = true
+			return errors.New("the ground is frozen")
+		}
+		return nil
+	}))
+	r := start(t, c)
+	r.send(t, t.Context(), planted{"oak"})
+	var id uuid.UUID
+	must(t, r.pool.QueryRow(t.Context(), `select id from postbus.topic_`+c.Topic()).Scan(&id))
+	for attempt := range 2 {
+		select {
+		case key := <-keys:
+			if key != id {
+				t.Errorf("attempt %d: the key is %s, the event %s", attempt+1, key, id)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("no delivery")
+		}
+	}
+}
+
 // TestErrorAndPanicBringTheEventAgain: until the handler succeeds; a panic is logged with its stack.
 func TestErrorAndPanicBringTheEventAgain(t *testing.T) {
 	t.Parallel()

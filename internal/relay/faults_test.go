@@ -1,7 +1,6 @@
 package relay_test
 
 import (
-	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -38,10 +37,19 @@ type process interface {
 // servers are the brokers whose process is killed, cut off and stopped: scheme, and how one is started.
 func servers() map[string]func(*testing.T) process {
 	return map[string]func(*testing.T) process{
-		"nats":  func(t *testing.T) process { t.Helper(); return natstest.Start(t) },
-		"kafka": func(t *testing.T) process { t.Helper(); return startKafka(t) },
-		"redis": func(t *testing.T) process { t.Helper(); return redistest.Start(t) },
+		"nats":     func(t *testing.T) process { t.Helper(); return natstest.Start(t) },
+		"kafka":    func(t *testing.T) process { t.Helper(); return startKafka(t) },
+		"redis":    func(t *testing.T) process { t.Helper(); return redistest.Start(t) },
+		"postgres": func(t *testing.T) process { t.Helper(); return &secondPostgres{OwnServer: pgtest.Own(t), t: t} },
 	}
+}
+
+// to is the BROKER_URL of a server, to which there may be a way.
+func to(scheme string, server process, way string) string {
+	if second, ok := server.(*secondPostgres); ok {
+		return second.through(way)
+	}
+	return scheme + "://" + way
 }
 
 // first is the broker that tests try always. What they do with the others they leave out where there is no time for it.
@@ -97,33 +105,12 @@ func TestEventsTakeTheWay(t *testing.T) {
 			t.Parallel()
 			server := start(t)
 			w := newWay(t)
-			c := w.start(scheme+"://"+server.Addr(), 0)
+			c := w.start(to(scheme, server, server.Addr()), 0)
 			w.write(50)
 			w.verify()
 			c.stop()
 		})
 	}
-}
-
-// TestSecondPostgresIsKilled while it carries events, is away while others commit, and comes back.
-func TestSecondPostgresIsKilled(t *testing.T) {
-	t.Parallel()
-	servertest.Thorough(t)
-	server := pgtest.Own(t)
-	w := newWay(t)
-	c := w.start(server.URL()+"&durability=unchecked", 0) // the servers of tests have no fsync
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		w.write(40)
-	}()
-	w.awaitEffects(20) // in the middle of it
-	server.Kill()
-	<-written // commits need no broker
-	w.write(10)
-	server.Start()
-	w.verify()
-	c.stop()
 }
 
 // TestBrokerIsKilled while events are on their way, is away while others commit, and comes back with what it has stored.
@@ -135,7 +122,7 @@ func TestBrokerIsKilled(t *testing.T) {
 			others(t, scheme)
 			server := start(t)
 			w := newWay(t)
-			c := w.start(scheme+"://"+server.Addr(), 0)
+			c := w.start(to(scheme, server, server.Addr()), 0)
 			for round := range 3 {
 				written := make(chan struct{})
 				go func() {
@@ -162,9 +149,10 @@ func TestBrokerIsUnreachable(t *testing.T) {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
 			others(t, scheme)
-			proxy := roadTo(t, start(t))
+			server := start(t)
+			proxy := roadTo(t, server)
 			w := newWay(t)
-			c := w.start(scheme+"://"+proxy.Addr(), 0)
+			c := w.start(to(scheme, server, proxy.Addr()), 0)
 			w.write(10)
 			w.awaitEffects(w.total())
 			before, slowestBefore := w.medianAndSlowest()
@@ -177,7 +165,7 @@ func TestBrokerIsUnreachable(t *testing.T) {
 				t.Error("commits wait for the broker")
 			}
 			c.stop()
-			c = w.start(scheme+"://"+proxy.Addr(), 0)
+			c = w.start(to(scheme, server, proxy.Addr()), 0)
 			w.write(5)
 			if got, sent := w.effects(), w.total(); got == sent {
 				t.Error("the broker was reached although the way was cut")
@@ -198,29 +186,19 @@ func TestBrokerIsSlow(t *testing.T) {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
 			others(t, scheme)
-			slow(t, roadTo(t, start(t)), func(way string) string { return scheme + "://" + way })
+			server := start(t)
+			proxy := roadTo(t, server)
+			slow(t, proxy, to(scheme, server, proxy.Addr()))
 		})
 	}
-	t.Run("postgres", func(t *testing.T) {
-		t.Parallel()
-		others(t, "postgres")
-		address, err := url.Parse(pgtest.URL(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		slow(t, natstest.NewProxy(t, address.Host), func(way string) string {
-			address.Host = way
-			return address.String() + "&durability=unchecked" // the servers of tests have no fsync
-		})
-	})
 }
 
-// slow has the way to a server be slow; to makes a BROKER_URL of it.
-func slow(t *testing.T, proxy road, to func(way string) string) {
+// slow has the way to a server be slow, which that BROKER_URL takes.
+func slow(t *testing.T, proxy road, url string) {
 	t.Helper()
 	const roundTrip, rate = 200 * time.Millisecond, 256 << 10
 	w := newWay(t)
-	c := w.start(to(proxy.Addr()), 0)
+	c := w.start(url, 0)
 	w.write(10)
 	w.awaitEffects(w.total())
 	before, _ := w.medianAndSlowest()
@@ -250,7 +228,7 @@ func TestBrokerHangs(t *testing.T) {
 			t.Parallel()
 			server := start(t)
 			w := newWay(t)
-			c := w.start(scheme+"://"+server.Addr(), 0)
+			c := w.start(to(scheme, server, server.Addr()), 0)
 			w.write(10)
 			w.awaitEffects(w.total())
 			server.Signal(syscall.SIGSTOP)

@@ -69,9 +69,8 @@ func TestRabbitMQIsUnreachable(t *testing.T) {
 func TestRabbitMQIsSlow(t *testing.T) {
 	t.Parallel()
 	servertest.Thorough(t)
-	slow(t, natstest.NewProxy(t, rabbittest.Shared(t).Addr()), func(way string) string {
-		return rabbittest.URL(way) + "?prefix=slow"
-	})
+	proxy := natstest.NewProxy(t, rabbittest.Shared(t).Addr())
+	slow(t, proxy, rabbittest.URL(proxy.Addr())+"?prefix=slow")
 }
 
 // TestWatermillsSuiteOverRabbitMQ is the same over RabbitMQ.

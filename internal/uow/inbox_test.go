@@ -76,6 +76,21 @@ func TestFailedAttemptLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestEventsOfAnEffectKnowTheirCause: the event that was handled, and what that one's own correlation was.
+func TestEventsOfAnEffectKnowTheirCause(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	event := uuid.Must(uuid.NewV7())
+	ctx := domain.WithCause(t.Context(), domain.Cause{EventID: event, Consumer: "a", Correlation: "visit"})
+	if err := f.effect(ctx, "front", new(int)); err != nil {
+		t.Fatal(err)
+	}
+	causes := f.column(t, `select metadata::json->>'causationid' || ' ' || (metadata::json->>'correlationid') from postbus.topic_door`)
+	if want := []string{event.String() + " visit"}; !slices.Equal(causes, want) {
+		t.Errorf("the causes are %q, want %q", causes, want)
+	}
+}
+
 // TestSecondEffectIsRefused: one inbox row cannot tell which of two transactions it stands for.
 func TestSecondEffectIsRefused(t *testing.T) {
 	t.Parallel()

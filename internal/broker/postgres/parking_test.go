@@ -98,10 +98,11 @@ func waitingOf(t *testing.T, l *Log) int {
 	return status.Waiting
 }
 
-// TestFailedEventIsParkedWithItsKey: what is behind it waits in order, other keys go on, and the place does too.
+// TestFailedEventIsParkedWithItsKey: what is behind it waits in order, other keys and other consumers go on, and the place does too.
 func TestFailedEventIsParkedWithItsKey(t *testing.T) {
 	t.Parallel()
-	l := newLog(t, Config{}, "reader")
+	l := newLog(t, Config{}, "reader", "other")
+	other := listen(t.Context(), t, subscriber(t, l, "other"), nil)
 	var mended atomic.Bool
 	in := work(t.Context(), t, l, func(m *message.Message) error {
 		if !mended.Load() && string(m.Payload) == payloads("a", 1, 1)[0] {
@@ -115,6 +116,9 @@ func TestFailedEventIsParkedWithItsKey(t *testing.T) {
 	eventually(t, "the place to pass what is parked", func() bool { return waitingOf(t, l) == 0 && isParked(t, l)["behind"] == 3 })
 	if got := in.all(); len(got) != 3 || !slices.Equal(of("b", got), payloads("b", 1, 2)) {
 		t.Errorf("while a is parked %q were handled", got)
+	}
+	if got := other.await(t, 7); !slices.Equal(of("a", got), payloads("a", 0, 4)) || !slices.Equal(of("b", got), payloads("b", 1, 2)) {
+		t.Errorf("another consumer has handled %q", got)
 	}
 	mended.Store(true)
 	if got := in.await(t, 7); !slices.Equal(of("a", got), payloads("a", 0, 4)) {

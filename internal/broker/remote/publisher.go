@@ -114,6 +114,9 @@ func explain(err error) error {
 		return &broker.RefusedError{Reason: "the second Postgres refuses user and password"}
 	case "3D000":
 		return &broker.RefusedError{Reason: "the second Postgres has no such database"}
+	case "42704", "22023", "55P02": // at the beginning of a session
+		return &broker.RefusedError{Reason: "the second Postgres does not take a parameter behind the URL's question mark; there are " +
+			"durability, those of DATABASE_URL, and the server's own settings"}
 	case "42501":
 		return &broker.RefusedError{Reason: "the user may not make tables in the second Postgres, or not use them"}
 	}

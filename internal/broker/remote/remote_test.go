@@ -131,6 +131,14 @@ func TestRefusal(t *testing.T) {
 	if err := missing.Provision(t.Context(), "user"); !errors.As(err, &refused) {
 		t.Errorf("a database that is missing: %v", err)
 	}
+	for _, parameter := range []string{"provision=verify", "prefix=a", "statement_timeout=long"} {
+		refused = nil
+		unknown := open(t, pgtest.URL(t)+"&"+parameter)
+		if err := unknown.Provision(t.Context(), "user"); !errors.As(err, &refused) {
+			t.Errorf("%s: %v", parameter, err)
+		}
+		_ = unknown.Close()
+	}
 	away := open(t, "postgres://u:secretword@127.0.0.1:1/db")
 	defer away.Close()
 	if err := away.Provision(t.Context(), "user"); err == nil ||
