@@ -78,7 +78,7 @@ var table = []row{
 	{pkg: "internal/kafkatest", may: []string{"internal/servertest", modFranz}},
 	{pkg: "internal/rabbittest", may: []string{"internal/servertest", "internal/broker/brokertest", modAMQP}},
 	{pkg: "internal/broker/brokertest", may: []string{"internal/broker", modUUID, modWatermill}},
-	{pkg: "internal/pgtest", may: []string{"internal/localpg", "internal/migrate", modUUID, modPgx, "golang.org/x/sys"}},
+	{pkg: "internal/pgtest", may: []string{"internal/localpg", "internal/migrate", "internal/servertest", modUUID, modPgx, "golang.org/x/sys"}},
 	{pkg: "internal/bustest", may: []string{
 		"internal/domain", "internal/bus", "internal/uow", "internal/job", "internal/broker/postgres", "internal/migrate", "internal/pgtest",
 		modUUID, modWatermill, modPgx,

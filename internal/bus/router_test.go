@@ -23,6 +23,7 @@ import (
 	"postbus/internal/bus"
 	"postbus/internal/domain"
 	"postbus/internal/pgtest"
+	"postbus/internal/servertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -140,6 +141,36 @@ func TestIdempotencyKeyIsTheEventsID(t *testing.T) {
 			}
 		case <-time.After(time.Minute):
 			t.Fatal("no delivery")
+		}
+	}
+}
+
+// TestHandlerThatIgnoresItsDeadlineIsNamed, with what it is at.
+func TestHandlerThatIgnoresItsDeadlineIsNamed(t *testing.T) {
+	t.Parallel()
+	servertest.Thorough(t) // it goes on for more than five seconds
+	c, err := bus.NewConsumer("forester", bus.WithPolicy(bus.Policy{Deadline: 10 * time.Millisecond}))
+	must(t, err)
+	told, named := make(chan struct{}), make(chan uuid.UUID, 1)
+	must(t, bus.Handle(c, func(ctx context.Context, _ planted) error {
+		select {
+		case named <- domain.CauseOf(ctx).EventID:
+		default:
+		}
+		<-told
+		return nil
+	}))
+	r := start(t, c)
+	r.send(t, t.Context(), planted{"oak"})
+	id := <-named
+	deadline := time.Now().Add(time.Minute)
+	for !strings.Contains(r.logs.String(), "handler ignores the end of its context") && time.Now().Before(deadline) {
+		<-time.After(20 * time.Millisecond)
+	}
+	close(told)
+	for _, word := range []string{"handler ignores the end of its context", "consumer=forester", "event_type=tree.planted", "message_uuid=" + id.String()} {
+		if !strings.Contains(r.logs.String(), word) {
+			t.Errorf("the log has no %q: %s", word, r.logs)
 		}
 	}
 }

@@ -471,6 +471,19 @@ func TestProgressAndResult(t *testing.T) {
 }
 
 // TestRetention: each state is kept for its own time; below zero is for ever; what has not ended stays.
+// TestDeadJobsAreKeptForAMonth unless somebody says otherwise.
+func TestDeadJobsAreKeptForAMonth(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{})
+	execute(t, table.pool, `insert into postbus.jobs (id, kind, queue, priority, state, run_at, metadata, args, finalized_at)
+		select gen_random_uuid(), 'test-note', 'default', 0, 'dead', now(), '{}', '{}', now() - age * interval '1 day'
+		from unnest(array[0, 29, 31, 400]) as age`)
+	n, err := table.Clean(t.Context())
+	if left := value[int](t, table.pool, `select count(*) from postbus.jobs`); n != 2 || left != 2 || err != nil {
+		t.Errorf("deleted %d and left %d, %v", n, left, err)
+	}
+}
+
 func TestRetention(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{Keep: Keep{Completed: time.Hour, Cancelled: 2 * time.Hour, Dead: -1}})

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloudevents/sdk-go/v2/binding"
 	driver "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
@@ -273,6 +274,17 @@ func TestPlainDriverReadsCloudEvents(t *testing.T) {
 	}
 	if string(got.Data) != `{"n":1}` || !strings.HasPrefix(got.Subject, "postbus.user.") {
 		t.Errorf("%s has %s", got.Subject, got.Data)
+	}
+	e, err := binding.ToEvent(t.Context(), stored{got})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Validate(); err != nil {
+		t.Error(err)
+	}
+	if e.ID() != m.UUID || e.Source() != "/test" || e.Type() != "user.tested" || e.DataContentType() != "application/json" ||
+		e.Extensions()["partitionkey"] != "ключ 1" || string(e.Data()) != `{"n":1}` {
+		t.Errorf("the SDK has %s", e)
 	}
 
 	foreign := driver.NewMsg("postbus.user.foreign")
