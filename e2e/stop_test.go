@@ -185,12 +185,14 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	p.signal(os.Interrupt)
 	p.says(&p.err, "postbus app: stopping; Ctrl-C again, in a moment, stops at once\n")
 	s.untilClosed()
+	closed, signals := time.Now(), 0
 	until(t, "the app is gone", func() bool {
 		p.signal(os.Interrupt)
+		signals++
 		return p.over()
 	})
 	if !p.signalled(syscall.SIGINT) {
-		t.Errorf("%s ended with %v", p, p.cmd.ProcessState)
+		t.Errorf("%s ended with %v, %d signals and %s after it had closed", p, p.cmd.ProcessState, signals, time.Since(closed))
 	}
 	if strings.Contains(p.err.String(), "goroutine ") {
 		t.Errorf("%s shows its stack", p)

@@ -157,10 +157,10 @@ func (f *AttemptError) Next(attempt int) (wait time.Duration, again bool) {
 	return f.policy.wait(attempt), true
 }
 
-// Everybody tells whether the failure may well be everybody's: of what is behind the handler, not of this event. When
+// Everybody tells whether the failure may well be everybody's: of the handler or of what is behind it, not of this event. When
 // nothing but such failures comes, a consumer slows down.
 func (f *AttemptError) Everybody() bool {
-	return f.class == classTransient || f.class == classDeadline || f.class == classRetryAfter
+	return f.class == classTransient || f.class == classDeadline || f.class == classRetryAfter || f.class == classPanic
 }
 
 // Hold tells whether later events of the key wait once this one is dead.

@@ -28,7 +28,7 @@ func TestFailuresByClass(t *testing.T) {
 		classUndecodable: {ErrUndecodable, false, 0, 0, false},
 		classUnknownType: {ErrUnknownType, true, 5 * time.Second, 10 * time.Second, false},
 		classDeadline:    {ErrDeadline, true, 5 * time.Second, 10 * time.Second, true},
-		classPanic:       {&PanicError{Value: Permanent(cause), Stack: []byte("here")}, true, 5 * time.Second, 10 * time.Second, false},
+		classPanic:       {&PanicError{Value: Permanent(cause), Stack: []byte("here")}, true, 5 * time.Second, 10 * time.Second, true},
 	} {
 		f := newFailure(fmt.Errorf("plant: %w", c.err), policy)
 		if f.Class() != class || f.Everybody() != c.everybody || !errors.Is(f, c.err) {

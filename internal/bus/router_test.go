@@ -76,6 +76,15 @@ func start(t *testing.T, consumers ...*bus.Consumer) running {
 	return running{pool: pool, log: log, codec: codec, send: send, logs: logs}
 }
 
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !done(); <-time.After(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited for %s in vain", what)
+		}
+	}
+}
+
 func consumer(t *testing.T, name string) *bus.Consumer {
 	t.Helper()
 	c, err := bus.NewConsumer(name)
@@ -163,16 +172,49 @@ func TestHandlerThatIgnoresItsDeadlineIsNamed(t *testing.T) {
 	r := start(t, c)
 	r.send(t, t.Context(), planted{"oak"})
 	id := <-named
-	deadline := time.Now().Add(time.Minute)
-	for !strings.Contains(r.logs.String(), "handler ignores the end of its context") && time.Now().Before(deadline) {
-		<-time.After(20 * time.Millisecond)
-	}
+	await(t, "it to be named", func() bool { return strings.Contains(r.logs.String(), "handler ignores the end of its context") })
 	close(told)
 	for _, word := range []string{"handler ignores the end of its context", "consumer=forester", "event_type=tree.planted", "message_uuid=" + id.String()} {
 		if !strings.Contains(r.logs.String(), word) {
 			t.Errorf("the log has no %q: %s", word, r.logs)
 		}
 	}
+}
+
+// TestDatabaseBehindAHandlerIsDown: the consumer slows down, says so, parks few of many keys, and goes on by itself when it is there
+// again.
+func TestDatabaseBehindAHandlerIsDown(t *testing.T) {
+	t.Parallel()
+	servertest.Thorough(t)
+	const many = 300
+	behind := pgtest.Own(t)
+	store := pgtest.Open(t, behind.URL())
+	_, err := store.Exec(t.Context(), `create table trees (id text primary key)`)
+	must(t, err)
+	c := consumer(t, "forester")
+	must(t, bus.Handle(c, func(ctx context.Context, e planted) error {
+		_, err := store.Exec(ctx, `insert into trees values ($1) on conflict do nothing`, e.ID)
+		return err
+	}))
+	r := start(t, c)
+	behind.Stop()
+	var trees []domain.Event
+	for n := range many {
+		trees = append(trees, planted{fmt.Sprint("oak ", n)})
+	}
+	r.send(t, t.Context(), trees...)
+	await(t, "the consumer to slow down", func() bool { return strings.Contains(r.logs.String(), "consumer slows down") })
+	var parked int
+	must(t, r.pool.QueryRow(t.Context(), `select count(*) from postbus.parked`).Scan(&parked))
+	if parked > many/4 {
+		t.Errorf("%d of %d events are parked", parked, many)
+	}
+	behind.Start()
+	await(t, "all trees to be stored", func() bool {
+		var stored int
+		return store.QueryRow(t.Context(), `select count(*) from trees`).Scan(&stored) == nil && stored == many
+	})
+	await(t, "its full pace", func() bool { return strings.Contains(r.logs.String(), "consumer goes on at its full pace") })
 }
 
 // TestErrorAndPanicBringTheEventAgain: until the handler succeeds; a panic is logged with its stack.

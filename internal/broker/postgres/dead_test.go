@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -68,6 +69,34 @@ func TestDeadEventsAreGroupedAndKept(t *testing.T) {
 	status, _, err := l.Status(t.Context(), Subscription{Consumer: "reader", Topic: "user"})
 	if err != nil || status.Parked != 3 || status.Dead != 4 {
 		t.Errorf("the status is %+v, %v", status, err)
+	}
+}
+
+// TestAttemptsOfADeadEventAreKept with their times; of more than its policy allows by default the first and the latest.
+func TestAttemptsOfADeadEventAreKept(t *testing.T) {
+	t.Parallel()
+	const attempts = failuresMax + 3
+	began := time.Now()
+	l := newLog(t, Config{Poll: 10 * time.Millisecond, RetryMin: time.Millisecond}, "reader")
+	work(t.Context(), t, l, func(*message.Message) error { return reason{text: "no", class: "transient", attempts: attempts} })
+	publish(t, l, event("a", 1))
+	eventually(t, "it to be dead", func() bool { return isParked(t, l)["held"] == 1 })
+	letters, err := l.DeadLetters(t.Context(), Dead{Consumer: "reader"})
+	if err != nil || len(letters) != 1 || letters[0].Attempts != attempts {
+		t.Fatalf("the letters are %+v, %v", letters, err)
+	}
+	var kept []failure
+	if err := json.Unmarshal(letters[0].Failures, &kept); err != nil || len(kept) != failuresMax {
+		t.Fatalf("%d failures are kept, %v", len(kept), err)
+	}
+	for i, f := range kept {
+		attempt := 1
+		if i > 0 {
+			attempt = attempts - failuresMax + i + 1
+		}
+		if f.Attempt != attempt || f.At.Before(began) || f.At.After(time.Now()) || (i > 0 && f.At.Before(kept[i-1].At)) {
+			t.Errorf("failure %d is %+v, of attempt %d", i, f, attempt)
+		}
 	}
 }
 

@@ -31,7 +31,7 @@ import (
 
 // Limits on parking.
 const (
-	failuresMax        = 10        // of one row that are kept: the first and the latest
+	failuresMax        = 25        // of one row that are kept: the first and the latest; all of them by the policy's default
 	errorBytesMax      = 2 << 10   // of a failure's text
 	stackBytesMax      = 8 << 10   // of its stack
 	lineRowsMax        = 100       // that are taken from a line at once
