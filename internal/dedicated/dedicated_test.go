@@ -21,13 +21,22 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func hooked(t *testing.T) (pool *pgxpool.Pool, full *atomic.Bool) {
 	t.Helper()
 	full = new(atomic.Bool)
-	config := pgtest.New(t).Config()
-	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+	return hookedBy(t, 0, func(context.Context) error {
 		if full.Load() {
 			return errors.New("too many connections")
 		}
 		return nil
+	}), full
+}
+
+// hookedBy is such a pool, of so many connections unless that is 0, each of which before may wait for or refuse.
+func hookedBy(t *testing.T, most int32, before func(context.Context) error) *pgxpool.Pool {
+	t.Helper()
+	config := pgtest.New(t).Config()
+	if most > 0 {
+		config.MaxConns = most
 	}
+	config.BeforeConnect = func(ctx context.Context, _ *pgx.ConnConfig) error { return before(ctx) }
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `set application_name = 'hooked'`)
 		return err
@@ -37,7 +46,7 @@ func hooked(t *testing.T) (pool *pgxpool.Pool, full *atomic.Bool) {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	return pool, full
+	return pool
 }
 
 // session is which one the statement runs in.
@@ -125,9 +134,7 @@ func TestSlowToConnect(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
 	ready := make(chan struct{})
-	config := pgtest.New(t).Config()
-	config.MaxConns = 1
-	config.BeforeConnect = func(ctx context.Context, _ *pgx.ConnConfig) error {
+	pool := hookedBy(t, 1, func(ctx context.Context) error {
 		if asked.Add(1) == 1 {
 			return nil // for the pool itself
 		}
@@ -137,16 +144,7 @@ func TestSlowToConnect(t *testing.T) {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-	}
-	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, `set application_name = 'hooked'`)
-		return err
-	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	})
 	var pooled int
 	if err := pool.QueryRow(t.Context(), `select pg_backend_pid()`).Scan(&pooled); err != nil {
 		t.Fatal(err)

@@ -470,7 +470,6 @@ func TestProgressAndResult(t *testing.T) {
 	}
 }
 
-// TestRetention: each state is kept for its own time; below zero is for ever; what has not ended stays.
 // TestDeadJobsAreKeptForAMonth unless somebody says otherwise.
 func TestDeadJobsAreKeptForAMonth(t *testing.T) {
 	t.Parallel()
@@ -484,6 +483,7 @@ func TestDeadJobsAreKeptForAMonth(t *testing.T) {
 	}
 }
 
+// TestRetention: each state is kept for its own time; below zero is for ever; what has not ended stays.
 func TestRetention(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{Keep: Keep{Completed: time.Hour, Cancelled: 2 * time.Hour, Dead: -1}})

@@ -282,6 +282,29 @@ func TestRelayDiesBetweenAckAndNote(t *testing.T) {
 	c.stop()
 }
 
+// relayDies has the relay die between acknowledgement and note, again and again, over a broker that does not know repeats: events
+// are published twice, as its count of messages tells, and have one effect.
+func relayDies(t *testing.T, url string, stored func() (int64, error)) {
+	t.Helper()
+	w := newWay(t)
+	w.write(20)
+	for _, after := range []int64{1, 7, 30} {
+		w.start(url, after).dies()
+		w.expire()
+		w.write(2)
+	}
+	c := w.start(url, 0)
+	w.verify()
+	n, err := stored()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n <= int64(w.total()) {
+		t.Errorf("the broker has %d messages of %d events: none was published twice", n, w.total())
+	}
+	c.stop()
+}
+
 // TestProcessesShareTheWay: one is killed, one stops in good order, one comes, and the others go on.
 func TestProcessesShareTheWay(t *testing.T) {
 	t.Parallel()

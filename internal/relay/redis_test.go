@@ -13,23 +13,7 @@ func TestRelayDiesBetweenAckAndNoteOverRedis(t *testing.T) {
 	t.Parallel()
 	servertest.Thorough(t)
 	server := redistest.Start(t)
-	w := newWay(t)
-	w.write(20)
-	for _, after := range []int64{1, 7, 30} {
-		w.start(server.URL(), after).dies()
-		w.expire()
-		w.write(2)
-	}
-	c := w.start(server.URL(), 0)
-	w.verify()
-	n, err := server.Client().XLen(t.Context(), "postbus:"+topic).Result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if int(n) <= w.total() {
-		t.Errorf("the broker has %d messages of %d events: none was published twice", n, w.total())
-	}
-	c.stop()
+	relayDies(t, server.URL(), func() (int64, error) { return server.Client().XLen(t.Context(), "postbus:"+topic).Result() })
 }
 
 // TestWatermillsSuiteOverRedis is the same over Redis. It runs by itself: beside three other suites on two cores, under -race, its

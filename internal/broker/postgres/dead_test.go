@@ -59,7 +59,7 @@ func TestDeadEventsAreGroupedAndKept(t *testing.T) {
 		!strings.Contains(string(d.Failures), `"version"`) {
 		t.Errorf("the letter is %+v", d)
 	}
-	execute(t, l, `UPDATE postbus.parked SET run_at = run_at - interval '10 years'`)
+	execute(t, l, `UPDATE postbus.parked SET dead_at = dead_at - interval '10 years'`)
 	if err := l.sweepResolved(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
@@ -109,14 +110,16 @@ func explain(err error) error {
 	if !errors.As(err, &pg) {
 		return err
 	}
+	var connecting *pgconn.ConnectError
+	if errors.As(err, &connecting) && slices.Contains([]string{"42704", "22023", "55P02"}, pg.Code) {
+		return &broker.RefusedError{Reason: "the second Postgres does not take a parameter behind the URL's question mark; there are " +
+			"durability, those of DATABASE_URL, and the server's own settings"}
+	}
 	switch pg.Code {
 	case "28P01", "28000":
 		return &broker.RefusedError{Reason: "the second Postgres refuses user and password"}
 	case "3D000":
 		return &broker.RefusedError{Reason: "the second Postgres has no such database"}
-	case "42704", "22023", "55P02": // at the beginning of a session
-		return &broker.RefusedError{Reason: "the second Postgres does not take a parameter behind the URL's question mark; there are " +
-			"durability, those of DATABASE_URL, and the server's own settings"}
 	case "42501":
 		return &broker.RefusedError{Reason: "the user may not make tables in the second Postgres, or not use them"}
 	}
