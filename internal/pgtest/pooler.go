@@ -35,11 +35,9 @@ func Pooler(t testing.TB, address string) string {
 		t.Fatal(err)
 	}
 	password, _ := u.User.Password()
-	listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(servertest.FreePort(t, 1)))
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		t.Fatal(err)
-	}
+	const host = "127.0.0.1"
+	port := strconv.Itoa(servertest.FreePort(t, 1))
+	listen := net.JoinHostPort(host, port)
 	dir, err := os.MkdirTemp("", "pgbouncer-")
 	if err != nil {
 		t.Fatal(err)

@@ -148,7 +148,6 @@ func TestBrokerIsUnreachable(t *testing.T) {
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
-			others(t, scheme)
 			server := start(t)
 			proxy := roadTo(t, server)
 			w := newWay(t)
@@ -185,7 +184,6 @@ func TestBrokerIsSlow(t *testing.T) {
 	for scheme, start := range servers() {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
-			others(t, scheme)
 			server := start(t)
 			proxy := roadTo(t, server)
 			slow(t, proxy, to(scheme, server, proxy.Addr()))
